@@ -1,0 +1,1 @@
+"""Images, backbones, heads, tags and bundles: everything that needs no Beam."""

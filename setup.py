@@ -1,0 +1,63 @@
+"""Packaging of bulktag.
+
+The folders `model/`, `transforms/` and `pipeline/` are installed below the one import name `bulktag`, so that
+nothing as general as `model` or `pipeline` lands in site-packages.
+"""
+
+import pathlib
+
+from setuptools import setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = (HERE / "bulktag" / "VERSION").read_text(encoding="utf-8").strip()
+
+# Lower bounds are the oldest versions the test suite was run with; requirements.lock pins what CI and workers use.
+REQUIREMENTS = [
+    "apache-beam>=2.77.0,<3",
+    "keras>=3.13",
+    "numpy>=2.1",
+    "pillow>=12.1",
+    "pyarrow>=21",
+    "pyyaml>=6.0.2",
+    "requests>=2.32.5",
+    "rich>=14.2",
+    "scikit-learn>=1.8",
+    "filelock>=3.20",
+    "psutil>=7.1",
+    "jinja2>=3.1.6",
+    "matplotlib>=3.10.7",
+]
+CPU = ["tensorflow-cpu>=2.21.0,<2.22"]
+GPU = ["tensorflow[and-cuda]>=2.21.0,<2.22"]
+GCP = ["apache-beam[gcp]>=2.77.0,<3", "google-cloud-storage>=3.4"]
+TENSORBOARD = ["tensorboard>=2.20"]
+DEV = [
+    "duckdb>=1.4",
+    "hypothesis>=6.140",
+    "pandas>=2.3",
+    "polars>=1.34",
+    "pytest>=8.4",
+    "pytest-timeout>=2.4",
+    "ruff>=0.14",
+]
+
+setup(
+    name="bulktag",
+    version=VERSION,
+    description="Tag millions of images with Apache Beam: TFRecords with bottlenecks, a trained head, Parquet of labels and scores",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=["bulktag", "bulktag.model", "bulktag.transforms", "bulktag.pipeline"],
+    package_dir={
+        "bulktag": "bulktag",
+        "bulktag.model": "model",
+        "bulktag.transforms": "transforms",
+        "bulktag.pipeline": "pipeline",
+    },
+    package_data={"bulktag": ["VERSION"], "bulktag.model": ["data/*"], "bulktag.pipeline": ["*.html"]},
+    install_requires=REQUIREMENTS,
+    extras_require={"cpu": CPU, "gpu": GPU, "gcp": GCP, "tensorboard": TENSORBOARD, "dev": DEV},
+    entry_points={"console_scripts": ["bulktag = bulktag.pipeline.cli:main"]},
+)

@@ -1,0 +1,1 @@
+"""Beam transforms and the records that travel between them."""
