@@ -1,0 +1,173 @@
+"""Build the head: bottlenecks in, calibrated scores out, in plain Keras layers only.
+
+The head standardises its own input, so bottlenecks are stored and served as the backbone gave them. Its layers:
+`Normalization` (statistics of the train split) -> hidden layers -> `Dense` named "logits" -> softmax or sigmoid.
+A temperature T is folded into "logits" (kernel / T, bias / T), so a saved head, a SavedModel and a frozen graph
+all carry calibrated scores without a layer or a number of their own.
+
+Array suffixes: B images in a batch, D bottleneck width, L labels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+ARCHITECTURES = ("mlp", "linear", "cnn")
+LOGITS = "logits"
+
+# A feature is divided by sqrt(variance + this share of the mean variance): a feature that was almost always zero in
+# a small train split would otherwise reach tens of standard deviations on the first image that has it.
+VARIANCE_FLOOR_SHARE = 0.1
+
+
+def build_head(
+    width: int,
+    num_labels: int,
+    *,
+    architecture: str = "mlp",
+    hidden: Sequence[int] = (1024,),
+    dropout: float = 0.5,
+    l2: float = 0.0,
+    multi_label: bool = False,
+    feature_mean: np.ndarray | None = None,
+    feature_var: np.ndarray | None = None,
+    seed: int = 0,
+) -> keras.Model:
+    """Build an untrained head.
+
+    Args:
+      width: D, numbers in a bottleneck.
+      num_labels: L.
+      architecture: "mlp" (hidden layers with ReLU), "linear" (none), or "cnn", a small convolutional network for
+        bottlenecks that are the pixels of an S x S RGB image (D = S * S * 3, rows first, channels last).
+      hidden: units of each hidden layer; only "mlp" has them.
+      dropout: share of units dropped after each hidden layer while training ("linear": of input features).
+      l2: weight of an L2 penalty on kernels, part of the training loss.
+      multi_label: sigmoid scores, each label by itself, instead of a softmax over all.
+      feature_mean: float[D], subtracted from the input; None: the input is taken as it is.
+      feature_var: float[D], variances that go with it.
+      seed: of initial weights and dropout masks.
+    Returns:
+      A model named "head": float32[B, D] "bottleneck" -> float32[B, L] scores in [0, 1].
+    Raises:
+      ValueError: an unknown architecture, a number out of range, or "cnn" with a D that is no S * S * 3.
+    """
+    _check_shape(width, num_labels, architecture, hidden, dropout, l2)
+    # Every initialiser and mask gets a seed of its own: Keras warns where one generator serves two layers.
+    seeds = iter(np.random.SeedSequence(seed).generate_state(64).tolist())
+    penalty = keras.regularizers.L2(l2) if l2 else None
+    inputs = keras.Input((width,), dtype="float32", name="bottleneck")
+    outputs = inputs
+    if feature_mean is not None:
+        layer = keras.layers.Normalization(name="standardise")
+        outputs = layer(inputs)
+        _set_statistics(layer, *_floored_statistics(architecture, feature_mean, feature_var))
+    if architecture == "cnn":
+        outputs = _convolutions(outputs, side=_image_side(width), dropout=dropout, penalty=penalty, seeds=seeds)
+    elif architecture == "mlp":
+        outputs = _hidden_layers(outputs, hidden, dropout, penalty, seeds)
+    elif dropout:
+        outputs = keras.layers.Dropout(dropout, seed=next(seeds), name="dropout_input")(outputs)
+    # Zero weights make the first scores uniform, whatever the width: no label starts with an advantage.
+    outputs = keras.layers.Dense(num_labels, kernel_initializer="zeros", kernel_regularizer=penalty, name=LOGITS)(outputs)
+    outputs = keras.layers.Activation("sigmoid" if multi_label else "softmax", dtype="float32", name="scores")(outputs)
+    return keras.Model(inputs, outputs, name="head")
+
+
+def build_logits_model(head: keras.Model) -> keras.Model:
+    """Return the head without its last activation, sharing its weights: float32[B, D] -> logits float32[B, L]."""
+    return keras.Model(head.input, head.get_layer(LOGITS).output, name="head_logits")
+
+
+def fold_temperature(head: keras.Model, temperature: float) -> None:
+    """Divide the head's logits by a temperature for good, by scaling the last layer's kernel and bias.
+
+    Args:
+      head: from `build_head`; changed in place.
+      temperature: above 0; 1 changes nothing, more makes scores less sure of themselves.
+    Raises:
+      ValueError: the temperature is not a positive number.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"expected a temperature above 0, got {temperature!r}")
+    layer = head.get_layer(LOGITS)
+    layer.set_weights([weights / np.float32(temperature) for weights in layer.get_weights()])
+
+
+def _check_shape(
+    width: int, num_labels: int, architecture: str, hidden: Sequence[int], dropout: float, l2: float
+) -> None:
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"expected architecture to be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    if width < 1 or num_labels < 1:
+        raise ValueError(f"expected at least one feature and one label, got {width} and {num_labels}")
+    if any(units < 1 for units in hidden):
+        raise ValueError(f"expected hidden layers of at least 1 unit, got {tuple(hidden)}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"expected dropout in [0, 1), got {dropout}")
+    if l2 < 0:
+        raise ValueError(f"expected l2 of at least 0, got {l2}")
+    if architecture == "cnn":
+        _image_side(width)
+
+
+def _image_side(width: int) -> int:
+    side = math.isqrt(width // 3)
+    if side * side * 3 != width or side < 8:
+        raise ValueError(
+            f"expected bottlenecks of S * S * 3 pixels with S of at least 8 (backbone `pixels`) for architecture cnn, "
+            f"got width {width}; use architecture mlp or linear"
+        )
+    return side
+
+
+def _set_statistics(layer: keras.layers.Normalization, mean_D: np.ndarray, var_D: np.ndarray) -> None:
+    # As weights and not as constructor arguments, which would write 2 D numbers as text into the model's config.
+    # This is what `adapt` does at its end; a saved head does it when it is loaded.
+    layer.set_weights([mean_D.astype(np.float32), var_D.astype(np.float32), np.zeros((), np.int64)])
+    layer.finalize_state()
+
+
+def _floored_statistics(
+    architecture: str, mean_D: np.ndarray, var_D: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    if var_D is None or np.shape(var_D) != np.shape(mean_D):
+        raise ValueError(f"expected feature_var of shape {np.shape(mean_D)}, got {np.shape(var_D)}")
+    mean_D, var_D = np.asarray(mean_D, np.float64), np.asarray(var_D, np.float64)
+    if architecture == "cnn":  # one mean and variance per colour: a pixel's own would undo what convolutions share
+        mean_3 = mean_D.reshape(-1, 3).mean(axis=0)
+        var_3 = (var_D + mean_D**2).reshape(-1, 3).mean(axis=0) - mean_3**2
+        mean_D, var_D = np.tile(mean_3, mean_D.size // 3), np.tile(var_3, var_D.size // 3)
+    var_D = var_D + VARIANCE_FLOOR_SHARE * var_D.mean()
+    return mean_D, np.where(var_D > 0, var_D, 1.0)
+
+
+def _hidden_layers(outputs, hidden, dropout, penalty, seeds):
+    for index, units in enumerate(hidden, start=1):
+        start = keras.initializers.HeNormal(seed=next(seeds))
+        outputs = keras.layers.Dense(
+            units, activation="relu", kernel_initializer=start, kernel_regularizer=penalty, name=f"hidden_{index}"
+        )(outputs)
+        if dropout:
+            outputs = keras.layers.Dropout(dropout, seed=next(seeds), name=f"dropout_{index}")(outputs)
+    return outputs
+
+
+def _convolutions(outputs, *, side, dropout, penalty, seeds):
+    """Stack conv32, pool, conv64, conv64, pool, 512 units, dropout."""
+    outputs = keras.layers.Reshape((side, side, 3), name="pixels")(outputs)
+    for index, (filters, pool) in enumerate(((32, True), (64, False), (64, True)), start=1):
+        outputs = keras.layers.Conv2D(
+            filters,
+            3,
+            padding="same",
+            activation="relu",
+            kernel_initializer=keras.initializers.HeNormal(seed=next(seeds)),
+            kernel_regularizer=penalty,
+            name=f"convolution_{index}",
+        )(outputs)
+        if pool:
+            outputs = keras.layers.MaxPooling2D(2, name=f"pool_{index}")(outputs)
+    return _hidden_layers(keras.layers.Flatten(name="flatten")(outputs), (512,), dropout, penalty, seeds)

@@ -1,0 +1,248 @@
+"""One frozen dataclass per job. Flags and YAML fill the same fields; an unknown key is refused.
+
+A field's metadata holds its help text, and what argparse needs to know. `""` stands for "not given".
+"""
+
+import dataclasses
+import typing
+from typing import Any
+
+from bulktag.model.image import DEFAULT_RESIZE, RESIZE_MODES, ImageLimits
+from bulktag.transforms.read import DEFAULT_READ_THREADS
+
+IMAGENET = "imagenet"
+DEVICES = ("auto", "cpu", "gpu")
+
+
+def option(default: Any, help_text: str, *, choices: tuple = (), metavar: str = "", required: bool = False) -> Any:
+    """A documented field of a job's configuration."""
+    metadata = {"help": help_text, "choices": choices, "metavar": metavar, "required": required}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Network:
+    """Which network, and how pictures reach it."""
+
+    backbone: str = option(
+        "inception_v3", "network: inception_v3, builtin, pixels or any model of keras.applications", metavar="NAME"
+    )
+    weights: str = option(
+        "", "imagenet, builtin, random:SEED, or a .weights.h5, .keras or frozen .pb file; default: builtin for the "
+        "builtin network, else imagenet", metavar="WEIGHTS"
+    )  # fmt: skip
+    image_size_px: int = option(0, "side of the network's square in pixels; 0: the network's own", metavar="PX")
+    graph_input: str = option("", "for a .pb graph: name of its image tensor, if it is not found", metavar="TENSOR")
+    graph_bottleneck: str = option("", "for a .pb graph: name of its bottleneck tensor, if not found", metavar="TENSOR")
+
+    @property
+    def resolved_weights(self) -> str:
+        """Weights as asked for, or the network's default."""
+        defaults = {"builtin": "builtin", "pixels": "none"}
+        return self.weights or defaults.get(self.backbone, IMAGENET)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Images:
+    """How images are read."""
+
+    max_bytes: int = option(ImageLimits().max_bytes, "refuse a larger file, in bytes", metavar="BYTES")
+    max_pixels: int = option(ImageLimits().max_pixels, "refuse a larger picture, in pixels", metavar="PIXELS")
+    read_threads: int = option(DEFAULT_READ_THREADS, "images read or decoded at once in one process", metavar="N")
+    max_error_share: float = option(
+        0.05, "fail if more than this share of the images cannot be used (0 to 1)", metavar="SHARE"
+    )
+
+    @property
+    def limits(self) -> ImageLimits:
+        """What is refused before it is decoded."""
+        return ImageLimits(self.max_bytes, self.max_pixels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Execution:
+    """Where and how a Beam job runs."""
+
+    batch_size: int = option(32, "images on the engine at once", metavar="N")
+    device: str = option("auto", "what the network runs on; gpu fails where there is none", choices=DEVICES)
+    workers: int = option(1, "worker processes on this machine, each with the whole model in memory", metavar="N")
+    beam: tuple[str, ...] = option((), "Beam's own options, as on its command line", metavar="FLAG")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractConfig(_Execution, _Images, _Network):
+    """Images -> TFRecord shards with bottlenecks, split into train, validation and test."""
+
+    input: tuple[str, ...] = option(
+        (), "folder, glob, manifest (.csv, .jsonl, .parquet with a uri column) or file; several at once",
+        metavar="SRC", required=True
+    )  # fmt: skip
+    output: str = option("", "folder for the examples, replaced whole", metavar="DIR", required=True)
+    labels: str = option(
+        "auto", "auto: the folder's name, or column label of a manifest; folder; none; or COLUMN[,COLUMN...]",
+        metavar="LABELS"
+    )  # fmt: skip
+    label_separator: str = option("", "split a label column's text at this, for several labels an image", metavar="SEP")
+    resize: str = option(DEFAULT_RESIZE, "how a picture is brought to the network's square", choices=RESIZE_MODES)
+    split: tuple[float, ...] = option((0.8, 0.1, 0.1), "shares of train, validation and test", metavar="SHARE")
+    split_seed: int = option(0, "another seed gives another, independent split", metavar="N")
+    compression: str = option("gzip", "of the shards", choices=("gzip", "none"))
+    store_images: bool = option(False, "keep the images' bytes in the examples, as image/encoded")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """TFRecord shards -> a head on the backbone, calibrated -> a model bundle."""
+
+    examples: str = option("", "folder that extract wrote", metavar="DIR", required=True)
+    model: str = option("", "folder for the model bundle, replaced whole", metavar="DIR", required=True)
+    architecture: str = option("mlp", "kind of head", choices=("mlp", "linear", "cnn"))
+    hidden: tuple[int, ...] = option((1024,), "units of each hidden layer (mlp)", metavar="UNITS")
+    dropout: float = option(0.5, "share of units dropped while training (0 to 1)", metavar="SHARE")
+    learning_rate: float = option(0.001, "step size of the optimiser", metavar="RATE")
+    weight_decay: float = option(0.0001, "strength of the pull of weights towards zero", metavar="DECAY")
+    batch_size: int = option(128, "examples a step", metavar="N")
+    epochs: int = option(100, "most passes over the training examples", metavar="N")
+    patience: int = option(10, "stop after this many epochs without a better validation cross-entropy", metavar="N")
+    class_weights: str = option("none", "balanced: rare classes count as much as common ones", choices=("none", "balanced"))
+    multi_label: bool = option(False, "several labels an image: sigmoid instead of softmax")
+    seed: int = option(0, "the same seed and examples give the same head", metavar="N")
+    cache: str = option("auto", "keep examples in memory: auto, if they fit", choices=("auto", "always", "never"))
+    min_accuracy: float = option(
+        0.0, "fail, and publish nothing, below this accuracy on the test split (0 to 1)", metavar="SHARE"
+    )
+    log_dir: str = option("", "folder for TensorBoard logs", metavar="DIR")
+    checkpoint_dir: str = option(
+        "", "folder for checkpoints; default: beside the model; an interrupted training goes on from there",
+        metavar="DIR"
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """TFRecord shards + model bundle -> figures, tables, plots and one HTML report."""
+
+    examples: str = option("", "folder that extract wrote", metavar="DIR", required=True)
+    model: str = option("", "model bundle", metavar="DIR", required=True)
+    output: str = option("", "folder for the report, replaced whole", metavar="DIR", required=True)
+    split: str = option("test", "which examples", choices=("train", "validation", "test", "all"))
+    batch_size: int = option(256, "examples on the engine at once", metavar="N")
+    device: str = option("auto", "what the network runs on; gpu fails where there is none", choices=DEVICES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TagConfig(_Execution, _Images, _Network):
+    """Images or stored bottlenecks + model bundle -> Parquet of tags, Parquet of errors."""
+
+    input: tuple[str, ...] = option(
+        (), "folder, glob, manifest (.csv, .jsonl, .parquet with a uri column), file, or folder that extract wrote; "
+        "several at once", metavar="SRC", required=True
+    )  # fmt: skip
+    model: str = option(
+        "", "model bundle, or imagenet for the 1,000 ImageNet classes of --backbone", metavar="DIR", required=True
+    )
+    output: str = option("", "folder for the tables; the run's date is replaced whole", metavar="DIR", required=True)
+    resize: str = option("", "refused unless it is what the model was trained with", choices=("", *RESIZE_MODES))
+    top_k: int = option(5, "most tags an image", metavar="K")
+    min_score: float = option(0.01, "score from which a label counts as a tag (0 to 1)", metavar="SCORE")
+    layout: str = option("wide", "wide: one row per image; long: one row per tag", choices=("wide", "long"))
+    scores: bool = option(False, "add a column with the scores of all labels")
+    embedding: bool = option(False, "add a column with the bottleneck")
+    run_date: str = option("", "partition to write; default: today, UTC", metavar="YYYY-MM-DD")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(_Network):
+    """A few images or URLs -> a table of labels and probabilities."""
+
+    images: tuple[str, ...] = option((), "image files or http(s) URLs", metavar="IMAGE_OR_URL", required=True)
+    model: str = option(
+        "", "model bundle, or imagenet for the 1,000 ImageNet classes of --backbone", metavar="DIR", required=True
+    )
+    top_k: int = option(5, "labels shown an image", metavar="K")
+    max_bytes: int = option(ImageLimits().max_bytes, "refuse a larger file, in bytes", metavar="BYTES")
+    max_pixels: int = option(ImageLimits().max_pixels, "refuse a larger picture, in pixels", metavar="PIXELS")
+    device: str = option("auto", "what the network runs on; gpu fails where there is none", choices=DEVICES)
+    timeout_s: float = option(20.0, "give up on a URL after this many seconds", metavar="SECONDS")
+
+
+JOBS: dict[str, type] = {
+    "extract": ExtractConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "tag": TagConfig,
+}
+
+
+def convert_value(field: dataclasses.Field, value: Any) -> Any:
+    """A value from YAML or a flag as the field's type.
+
+    Raises:
+      ValueError: it cannot be one, or is none of the field's choices.
+    """
+    origin, arguments = typing.get_origin(field.type), typing.get_args(field.type)
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_convert_scalar(field.name, arguments[0], item) for item in items)
+    converted = _convert_scalar(field.name, field.type, value)
+    choices = field.metadata["choices"]
+    if choices and converted not in choices:
+        raise ValueError(f"expected {field.name} to be one of {', '.join(filter(None, choices))}, got {value!r}")
+    return converted
+
+
+def _convert_scalar(name: str, kind: type, value: Any) -> Any:
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if kind is bool:
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if isinstance(value, bool):
+            return value
+    elif kind is str:
+        # YAML reads 2026-11-22 as a date and 7 as a number: what was typed is what is meant.
+        if not isinstance(value, bool | dict | list | None):
+            return str(value)
+    elif not isinstance(value, bool):
+        try:
+            number = kind(value)
+            if isinstance(value, str) or number == value:
+                return number
+        except (TypeError, ValueError):
+            pass
+    raise ValueError(f"expected {name} to be {words[kind]}, got {value!r}")
+
+
+def build_config(kind: type, values: dict[str, Any]) -> Any:
+    """A job's configuration from plain values.
+
+    Raises:
+      ValueError: an unknown or missing key, a value of the wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in values:
+        if name not in fields:
+            raise ValueError(f"expected one of {', '.join(sorted(fields))}, got unknown key {name!r}")
+    config = kind(**{name: convert_value(fields[name], value) for name, value in values.items()})
+    for field in fields.values():
+        if field.metadata["required"] and not getattr(config, field.name):
+            raise ValueError(f"expected {field.name}, got none")
+    check_config(config)
+    return config
+
+
+_POSITIVE = ("batch_size", "workers", "read_threads", "top_k", "epochs", "patience", "max_bytes", "max_pixels", "timeout_s")
+_SHARES = ("max_error_share", "min_score", "min_accuracy", "dropout")
+
+
+def check_config(config: Any) -> None:
+    """What holds for the same field of every job.
+
+    Raises:
+      ValueError: a value out of its range.
+    """
+    for name in _POSITIVE:
+        if getattr(config, name, 1) <= 0:
+            raise ValueError(f"expected {name} above 0, got {getattr(config, name)}")
+    for name in _SHARES:
+        if not 0 <= getattr(config, name, 0) <= 1:
+            raise ValueError(f"expected {name} between 0 and 1, got {getattr(config, name)}")

@@ -1,0 +1,89 @@
+"""What a person sees: progress while a job runs, and its result."""
+
+import sys
+import time
+from collections import Counter
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+LOG_EVERY_S = 10.0
+
+# Results go to standard output, everything about the way there to standard error: `bulktag ... > file` stays clean.
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class ProgressDisplay:
+    """Done, rate, errors and time left: one live line on a terminal, a plain line every ten seconds in a log."""
+
+    def __init__(self, title: str, unit: str = "images"):
+        self._title, self._unit = title, unit
+        self._start = self._last_line = time.monotonic()
+        self._first_done: tuple[float, int] | None = None
+        self._live = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=ERR, transient=True,
+        ) if ERR.is_terminal else None  # fmt: skip
+        self._task = None
+
+    def __enter__(self):
+        if self._live:
+            self._live.start()
+            self._task = self._live.add_task(self._title, total=None, note="starting")
+        return self
+
+    def __exit__(self, *_):
+        if self._live:
+            self._live.stop()
+
+    def update(self, totals: Counter) -> None:
+        """Show totals: matched, done and errors so far."""
+        done = totals["done"] + totals["errors"]
+        now = time.monotonic()
+        if done and self._first_done is None:
+            self._first_done = (now, done)
+        rate = self._rate(now, done)
+        note = f"{rate:.0f} {self._unit}/s" if rate else "starting"
+        if totals["errors"]:
+            note += f", {totals['errors']} errors"
+        if self._live:
+            self._live.update(self._task, completed=done, total=totals["matched"] or None, note=note)
+        elif now - self._last_line >= LOG_EVERY_S:
+            self._last_line = now
+            left = (totals["matched"] - done) / rate if rate else 0
+            text = f"{self._title}: {done} of {totals['matched']} {self._unit}, {note}"
+            ERR.print(text + (f", {left:.0f} s left" if rate else f", {now - self._start:.0f} s"), markup=False)
+
+    def _rate(self, now: float, done: int) -> float:
+        """Since the first batch came through, so that start-up does not make the time left look long."""
+        if self._first_done is None or now - self._first_done[0] < 1:
+            return 0.0
+        return (done - self._first_done[1]) / (now - self._first_done[0])
+
+
+def say(text: str = "") -> None:
+    """A line about the way to the result."""
+    ERR.print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """Something that the user should know, though the job goes on."""
+    ERR.print(f"warning: {text}", markup=False, style="yellow")
+
+
+def print_table(columns: tuple[str, ...], rows: list[tuple], title: str = "") -> None:
+    """A small table on standard output; numbers are right-aligned."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(columns):
+        is_number = bool(rows) and isinstance(rows[0][i], int | float)
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
+    OUT.print(table, markup=False)
+
+
+def is_terminal() -> bool:
+    """Whether a person is likely to watch."""
+    return sys.stderr.isatty()

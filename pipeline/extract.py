@@ -1,0 +1,156 @@
+"""`bulktag extract`: images -> TFRecord shards with bottlenecks, by split."""
+
+import dataclasses
+import json
+
+import apache_beam as beam
+
+from bulktag.model.backbone import BackboneSpec
+from bulktag.model.engine import describe_device
+from bulktag.pipeline import outcome, publish
+from bulktag.pipeline.config import ExtractConfig
+from bulktag.pipeline.console import OUT, ProgressDisplay, print_table, say
+from bulktag.pipeline.network import resolve_backbone
+from bulktag.pipeline.runners import JobFailed, choose_runner, run_pipeline
+from bulktag.transforms import files
+from bulktag.transforms.examples import NO_LABEL, ShardSettings, WriteExamples
+from bulktag.transforms.infer import BackboneHandler, EngineSettings, InferBatches
+from bulktag.transforms.manifests import label_columns
+from bulktag.transforms.read import ReadImages
+from bulktag.transforms.records import SPLITS, ImageRef, errors_schema
+from bulktag.transforms.sources import EXAMPLES_FILE, MatchImages, Source, check_source, parse_source
+from bulktag.transforms.staging import CommitFiles, read_manifest
+from bulktag.transforms.tables import ERRORS, WriteErrors, write_empty_table
+
+ENTRIES = (*SPLITS, ERRORS, "backbone", EXAMPLES_FILE)
+MIN_IMAGES_PER_LABEL = 20
+
+
+def run_extract(config: ExtractConfig) -> dict:
+    """Do the whole job.
+
+    Returns:
+      contents of run.json.
+    Raises:
+      ValueError: the request is wrong.
+      JobFailed: it could not be done.
+    """
+    output = files.normalise(config.output)
+    publish.check_output(output, "extract")
+    sources = tuple(parse_source(text) for text in config.input)
+    for source in sources:
+        if source.kind == "examples":
+            raise ValueError(f"expected images, got a folder that extract wrote: {source.uri}")
+        check_source(source, label_columns(config.labels))
+    shards = ShardSettings(config.split, config.split_seed, config.compression)
+    runner = choose_runner(config.beam, config.workers)
+    record = outcome.RunRecord("extract", publish.new_run_id(), config)
+    record.note(device=describe_device(config.device), runner=runner.name)
+    backbone = resolve_backbone(config)
+    say(f"device: {record.facts['device']}, runner: {runner.name}")
+
+    with publish.staging(output, record.run_id) as made:
+        backbone_dir = files.join(made.final, "backbone")
+        files.write_folder(backbone.save, backbone_dir)
+
+        def build(pipeline: beam.Pipeline, progress_dir: str | None) -> None:
+            build_extract(pipeline, config, sources, shards, backbone.spec, backbone_dir, made.work, progress_dir,
+                          record.run_id)  # fmt: skip
+
+        with ProgressDisplay("extract") as display:
+            record.note(counters=run_pipeline(runner, build, display))
+        return _finish(record, made, backbone.spec, config)
+
+
+def build_extract(
+    pipeline: beam.Pipeline, config: ExtractConfig, sources: tuple[Source, ...], shards: ShardSettings,
+    backbone: BackboneSpec, backbone_dir: str, staging_dir: str, progress_dir: str | None, run_id: str,
+) -> None:  # fmt: skip
+    """Wire the graph."""
+    matched = pipeline | "Match" >> MatchImages(sources, config.labels, config.label_separator, progress_dir)
+    read = matched["refs"] | "Read" >> ReadImages(
+        backbone.image_size_px, config.resize, config.limits, config.batch_size, config.read_threads,
+        config.store_images, progress_dir,
+    )  # fmt: skip
+    settings = EngineSettings(config.batch_size, config.device)
+    bottlenecks = read["batches"] | "Infer" >> InferBatches(BackboneHandler(backbone_dir, settings), progress_dir)
+    labels = matched["refs"] | "Labels" >> beam.FlatMap(_labels_of).with_output_types(str) | beam.Distinct()
+    examples = bottlenecks | "Write" >> WriteExamples(staging_dir, labels, shards)
+    errors = (matched["errors"], read["errors"]) | "AllErrors" >> beam.Flatten() | WriteErrors(staging_dir, run_id)
+    staged = (examples, errors) | "AllFiles" >> beam.Flatten()
+    staged | CommitFiles(staging_dir, matched["num_matched"], matched["skipped"], labels)
+
+
+def _labels_of(ref: ImageRef) -> tuple[str, ...]:
+    return tuple(ref.labels)
+
+
+def _finish(record: outcome.RunRecord, made: publish.Staging, backbone: BackboneSpec, config: ExtractConfig) -> dict:
+    """Count, describe and publish what the workers made."""
+    manifest = read_manifest(made.work)
+    counts = outcome.count_images(manifest, SPLITS)
+    errors = outcome.sum_labels(manifest["files"], (ERRORS,))
+    record.note(counts=counts, errors=errors, skipped=manifest["skipped"])
+    run_date = f"{record.started:%Y-%m-%d}"
+    tables = {split: split for split in SPLITS} | {ERRORS: f"{ERRORS}/run_date={run_date}"}
+    publish.arrange_parts(made, manifest["files"], tables)
+    if not counts["errors"]:
+        write_empty_table(files.join(made.final, tables[ERRORS], "part-00000-of-00001.parquet"), errors_schema())
+    info = describe_examples(manifest, backbone, config)
+    files.write_bytes(files.join(made.final, EXAMPLES_FILE), json.dumps(info, indent=2, ensure_ascii=False).encode())
+    _warn_of_labels(record, info)
+    outcome.report_skipped(manifest["skipped"])
+    try:
+        outcome.check_counts(counts, config.max_error_share, "extracted")
+    except JobFailed as failure:
+        raise outcome.keep_failed(record, made, failure) from None
+    run = record.to_json("succeeded")
+    publish.publish(made, ENTRIES, run)
+    _print_summary(info, errors, run, made.output)
+    return run
+
+
+def describe_examples(manifest: dict, backbone: BackboneSpec, config: ExtractConfig) -> dict:
+    """Contents of examples.json."""
+    counts = {}
+    for split in SPLITS:
+        images = sum(file.num_images for file in manifest["files"] if file.table == split)
+        labels = outcome.sum_labels(manifest["files"], (split,))
+        unlabelled = labels.pop(NO_LABEL, 0)
+        counts[split] = {"images": images, "labels": labels, "unlabelled": unlabelled}
+    return {
+        "backbone": dataclasses.asdict(backbone),
+        "width": backbone.width,
+        "resize": config.resize,
+        "labels": manifest["labels"],
+        "counts": counts,
+        "split": {"proportions": config.split, "seed": config.split_seed, "by": "sha256 of the file"},
+        "compression": config.compression,
+        "multi_label": bool(config.label_separator),
+        "source": list(config.input),
+    }
+
+
+def _warn_of_labels(record: outcome.RunRecord, info: dict) -> None:
+    """Say what will get in the way of training."""
+    unlabelled = sum(info["counts"][split]["unlabelled"] for split in SPLITS)
+    if info["labels"] and unlabelled:
+        record.warn(f"{unlabelled} images have no label; training leaves them out")
+    if not info["labels"]:
+        record.warn("no image has a label: these examples can be tagged, but not trained on")
+    totals = {label: sum(info["counts"][split]["labels"].get(label, 0) for split in SPLITS) for label in info["labels"]}
+    small = [label for label, count in totals.items() if count < MIN_IMAGES_PER_LABEL]
+    if small:
+        names = ", ".join(f"{label} ({totals[label]})" for label in small[:5]) + (", ..." if len(small) > 5 else "")
+        record.warn(f"{len(small)} labels have fewer than {MIN_IMAGES_PER_LABEL} images: {names}")
+
+
+def _print_summary(info: dict, errors: dict[str, int], run: dict, output: str) -> None:
+    rows = [(split, info["counts"][split]["images"]) for split in SPLITS]
+    print_table(("split", "images"), rows)
+    outcome.print_errors(errors)
+    counts = run["counts"]
+    OUT.print(
+        f"{counts['used']} of {counts['matched']} images extracted in {run['seconds']:.1f} s, "
+        f"{len(info['labels'])} labels: {output}", markup=False
+    )  # fmt: skip

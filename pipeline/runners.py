@@ -1,0 +1,182 @@
+"""Where a Beam job runs: options, progress, interruption."""
+
+import dataclasses
+import difflib
+import logging
+import os
+import shlex
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+
+import apache_beam as beam
+import psutil
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+from bulktag.pipeline.console import ProgressDisplay
+from bulktag.transforms.progress import read_progress
+
+POLL_EVERY_S = 0.2
+
+
+class JobFailed(Exception):
+    """The job ended without a usable result; the message says why in one line."""
+
+
+def check_beam_options(flags: tuple[str, ...]) -> PipelineOptions:
+    """Parse Beam's own options.
+
+    Raises:
+      ValueError: one that Beam does not have, or a value that it refuses.
+    """
+    parser = _beam_parser()
+    try:
+        _, unknown = parser.parse_known_args(list(flags))
+    except SystemExit as error:  # argparse exits where a value is wrong
+        raise ValueError(f"expected Beam options that Beam accepts, got: {shlex.join(flags)}") from error
+    if unknown:
+        names = [name for action in parser._actions for name in action.option_strings]  # argparse lists them nowhere else
+        raise ValueError(unknown_flag_message(unknown[0], names))
+    return PipelineOptions(list(flags))
+
+
+def unknown_flag_message(flag: str, names: list[str]) -> str:
+    """One line for a flag that nobody knows, with the nearest one that exists."""
+    flag = flag.split("=", 1)[0]
+    nearest = difflib.get_close_matches(flag, names, n=1, cutoff=0.6)
+    return f"expected a known option, got {flag}" + (f" (did you mean {nearest[0]}?)" if nearest else "")
+
+
+def _beam_parser():
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise ValueError(f"expected Beam options that Beam accepts, got: {message}")
+
+    parser = Parser(allow_abbrev=False, add_help=False)
+    for kind in {str(kind): kind for kind in PipelineOptions.__subclasses__()}.values():
+        if hasattr(kind, "_add_argparse_args"):
+            kind._add_argparse_args(parser)  # the way PipelineOptions itself builds its parser
+    return parser
+
+
+@dataclasses.dataclass(frozen=True)
+class RunnerChoice:
+    """The runner of a job and its options.
+
+    Attributes:
+      name: as printed and written into run.json.
+      options: Beam's.
+      is_local: runs in this process, or in worker processes on this machine.
+    """
+
+    name: str
+    options: PipelineOptions
+    is_local: bool
+    workers: int
+
+
+def choose_runner(flags: tuple[str, ...], workers: int) -> RunnerChoice:
+    """The runner that the user asked for; in this process where none was.
+
+    Raises:
+      ValueError: see `check_beam_options`; or --workers with a runner that has workers of its own.
+    """
+    options = check_beam_options(flags)
+    asked = any(flag.split("=", 1)[0] == "--runner" for flag in flags)
+    if asked:
+        if workers != 1:
+            raise ValueError(f"expected workers only for the local runner, got workers {workers} and a --runner")
+        runner = flags[[flag.split("=", 1)[0] for flag in flags].index("--runner") :]
+        name = runner[0].split("=", 1)[1] if "=" in runner[0] else runner[1]
+        return RunnerChoice(name, options, name in ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner"), 1)
+    options.view_as(SetupOptions).save_main_session = False
+    return RunnerChoice("local", options, True, workers)
+
+
+def _make_runner(choice: RunnerChoice):
+    if choice.name != "local":
+        return None  # Beam takes it from the options
+    if choice.workers == 1:
+        return FnApiRunner()
+    # Beam's own multi_processing mode puts the interpreter's path into a shell line unquoted, so the worker processes
+    # are named here and the mode stays at its default.
+    choice.options.view_as(DirectOptions).direct_num_workers = choice.workers
+    command = f"exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
+    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command_string=command))
+
+
+def run_pipeline(
+    choice: RunnerChoice, build: Callable[[beam.Pipeline, str | None], None], display: ProgressDisplay
+) -> dict[str, int]:
+    """Build a pipeline, run it to its end and show how far it is.
+
+    Args:
+      choice: where it runs.
+      build: gets the pipeline and the folder for progress files (None where workers cannot reach it).
+      display: shows progress.
+    Returns:
+      the pipeline's counters, by "namespace/name".
+    Raises:
+      KeyboardInterrupt: the user pressed Ctrl-C; the job's workers are ended.
+      Exception: what the job raised.
+    """
+    outcome: dict = {}
+    with tempfile.TemporaryDirectory(prefix="bulktag-progress-", ignore_cleanup_errors=True) as folder:
+        progress_dir = folder if choice.is_local else None
+
+        def work() -> None:
+            try:
+                pipeline = beam.Pipeline(runner=_make_runner(choice), options=choice.options)
+                build(pipeline, progress_dir)
+                result = pipeline.run()
+                outcome["state"] = result.wait_until_finish()
+                outcome["counters"] = _counters(result)
+            except BaseException as error:  # handed to the caller's thread, below
+                outcome["error"] = error
+
+        # A thread, so that this one can show progress and hear Ctrl-C; a daemon, so that Ctrl-C need not wait for it.
+        thread = threading.Thread(target=work, name="bulktag-job", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(POLL_EVERY_S)
+                display.update(read_progress(folder))
+        except BaseException:
+            end_worker_processes()
+            raise
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["counters"]
+
+
+def end_worker_processes() -> None:
+    """End the worker processes that the local runner started."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(children, timeout=5)
+
+
+def _counters(result) -> dict[str, int]:
+    metrics = result.metrics().query()
+    counters: dict[str, int] = {}
+    for counter in metrics["counters"]:
+        name = f"{counter.key.metric.namespace}/{counter.key.metric.name}"
+        counters[name] = counters.get(name, 0) + counter.result
+    return counters
+
+
+def quiet_libraries() -> None:
+    """Keep TensorFlow and Beam from talking over the job's own lines; a bug still shows its traceback."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    for name in ("apache_beam", "tensorflow", "absl", "root"):
+        logging.getLogger(name).setLevel(logging.ERROR)

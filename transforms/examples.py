@@ -1,0 +1,287 @@
+"""Bottlenecks <-> TFRecord shards of tf.train.Example, by split.
+
+Array suffixes: B images, D bottleneck width.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+import numpy as np
+import tensorflow as tf
+from apache_beam.transforms.window import GlobalWindows
+
+from bulktag.transforms import files
+from bulktag.transforms.progress import add_progress, flush_progress
+from bulktag.transforms.records import SPLITS, ImageInfo, ScoredBatch, StagedFile
+from bulktag.transforms.sources import EXAMPLES_FILE
+from bulktag.transforms.staging import new_file_uri
+
+SUFFIXES = {"gzip": ".tfrecord.gz", "none": ".tfrecord"}
+# About 100 MB a shard: enough shards for parallel reading, few enough for an object store. Source:
+# https://www.tensorflow.org/tutorials/load_data/tfrecord ("100 to 200 MB")
+MAX_SHARD_BYTES = 100 << 20
+NO_LABEL = "(no label)"
+
+
+def choose_split(sha256: bytes, proportions: tuple[float, float, float], seed: int = 0) -> str:
+    """The split that a content always lands in.
+
+    Args:
+      sha256: digest of the file's bytes: equal contents share a split, and a new image moves no other one.
+      proportions: shares of train, validation and test; they add up to 1.
+      seed: another seed gives an independent split.
+    """
+    # Seed 0 uses the digest as it is, so that anybody can recompute the split from the sha256 column.
+    number = int.from_bytes(sha256[:8], "big") if seed == 0 else _mix(sha256, seed)
+    position = number / 2**64
+    if position < proportions[0]:
+        return "train"
+    return "validation" if position < proportions[0] + proportions[1] else "test"
+
+
+def _mix(sha256: bytes, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(sha256 + seed.to_bytes(8, "big")).digest()[:8], "big")
+
+
+def build_example(image: ImageInfo, bottleneck_D: np.ndarray, label_ids: dict[str, int]) -> tf.train.Example:
+    """One image as tf.train.Example, with the features that DESIGN calls the TFRecord contract.
+
+    Args:
+      image: what is known of it.
+      bottleneck_D: float32[D].
+      label_ids: id of each label name.
+    """
+    features = {
+        "image/uri": _bytes(image.uri.encode()),
+        "image/sha256": _bytes(image.sha256),
+        "image/height": _int64(image.height),
+        "image/width": _int64(image.width),
+        "image/bytes": _int64(image.num_bytes),
+        "image/modified": _int64(image.modified_us),
+        "image/class/text": _bytes(*(label.encode() for label in image.labels)),
+        "image/class/label": _int64(*(label_ids[label] for label in image.labels)),
+        "image/bottleneck": tf.train.Feature(float_list=tf.train.FloatList(value=bottleneck_D)),
+    }
+    if image.encoded is not None:
+        features["image/encoded"] = _bytes(image.encoded)
+    return tf.train.Example(features=tf.train.Features(feature=features))
+
+
+def _bytes(*values: bytes) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+
+def _int64(*values: int) -> tf.train.Feature:
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSettings:
+    """How examples are written.
+
+    Attributes:
+      proportions: shares of train, validation and test.
+      seed: of the split.
+      compression: "gzip" or "none".
+    """
+
+    proportions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    seed: int = 0
+    compression: str = "gzip"
+
+    def __post_init__(self):
+        if self.compression not in SUFFIXES:
+            raise ValueError(f"expected compression gzip or none, got {self.compression!r}")
+        if len(self.proportions) != 3 or min(self.proportions) < 0 or abs(sum(self.proportions) - 1) > 1e-6:
+            raise ValueError(f"expected three shares of at least 0 that add up to 1, got {self.proportions}")
+
+
+class _Shard:
+    """One TFRecord file being written."""
+
+    def __init__(self, uri: str, compression: str):
+        self.uri, self.num_images = uri, 0
+        self.label_counts: collections.Counter = collections.Counter()
+        self._local = uri
+        if not files.is_local(uri):
+            handle, self._local = tempfile.mkstemp(prefix="bulktag-shard-")
+            os.close(handle)
+        os.makedirs(os.path.dirname(self._local), exist_ok=True)
+        self._writer = tf.io.TFRecordWriter(self._local, "GZIP" if compression == "gzip" else "")
+        self.num_raw_bytes = 0
+
+    def write(self, image: ImageInfo, serialized: bytes) -> None:
+        self._writer.write(serialized)
+        self.num_images += 1
+        self.num_raw_bytes += len(serialized)
+        self.label_counts.update(image.labels or (NO_LABEL,))
+
+    def close(self) -> int:
+        self._writer.close()
+        num_bytes = os.path.getsize(self._local)
+        if self._local != self.uri:
+            with open(self._local, "rb") as source, files.create_file(self.uri) as target:
+                shutil.copyfileobj(source, target, files.COPY_CHUNK_BYTES)
+            os.unlink(self._local)
+        return num_bytes
+
+
+class _WriteShards(beam.DoFn):
+    """Batches of bottlenecks -> one bundle's shards, a new one where a shard is full."""
+
+    def __init__(self, staging_dir: str, settings: ShardSettings):
+        self._staging_dir, self._settings = staging_dir, settings
+
+    def start_bundle(self):
+        self._open: dict[str, _Shard] = {}
+
+    def process(self, batch: ScoredBatch, labels: list[str]):
+        label_ids = {label: i for i, label in enumerate(sorted(labels))}
+        for image, bottleneck_D in zip(batch.images, batch.bottleneck_BD, strict=True):
+            split = choose_split(image.sha256, self._settings.proportions, self._settings.seed)
+            shard = self._open.get(split)
+            if shard is None:
+                uri = new_file_uri(self._staging_dir, split, SUFFIXES[self._settings.compression])
+                shard = self._open[split] = _Shard(uri, self._settings.compression)
+            shard.write(image, build_example(image, bottleneck_D, label_ids).SerializeToString(deterministic=True))
+            if shard.num_raw_bytes >= MAX_SHARD_BYTES:
+                yield self._close(split)
+
+    def finish_bundle(self):
+        for split in list(self._open):
+            yield GlobalWindows.windowed_value(self._close(split))
+
+    def _close(self, split: str) -> StagedFile:
+        shard = self._open.pop(split)
+        num_bytes = shard.close()
+        return StagedFile(split, shard.uri, shard.num_images, num_bytes, dict(sorted(shard.label_counts.items())))
+
+
+@dataclasses.dataclass(eq=False)
+class WriteExamples(beam.PTransform):
+    """PCollection[ScoredBatch] -> TFRecord shards by split -> PCollection[StagedFile].
+
+    Attributes:
+      staging_dir: the run's staging folder.
+      labels: PCollection[str] of distinct label names; ids count along their sorted list.
+      settings: proportions, seed and compression.
+    """
+
+    staging_dir: str
+    labels: beam.PCollection
+    settings: ShardSettings = ShardSettings()
+
+    def __post_init__(self):
+        super().__init__()
+
+    def expand(self, batches):
+        """Wire it."""
+        return (
+            batches
+            | "WriteShards"
+            >> beam.ParDo(_WriteShards(self.staging_dir, self.settings), beam.pvalue.AsList(self.labels))
+        ).with_output_types(StagedFile)
+
+
+_FEATURES = {
+    "image/uri": tf.io.FixedLenFeature([], tf.string),
+    "image/sha256": tf.io.FixedLenFeature([], tf.string),
+    "image/height": tf.io.FixedLenFeature([], tf.int64),
+    "image/width": tf.io.FixedLenFeature([], tf.int64),
+    "image/bytes": tf.io.FixedLenFeature([], tf.int64, -1),
+    "image/modified": tf.io.FixedLenFeature([], tf.int64, -1),
+    "image/class/text": tf.io.RaggedFeature(tf.string),
+}
+
+
+def read_shard(uri: str, width: int, batch_size: int) -> Iterator[ScoredBatch]:
+    """Read one shard back, in order.
+
+    Args:
+      uri: a file that `WriteExamples` wrote.
+      width: D, the number of floats of a bottleneck.
+      batch_size: images a batch; the last one is shorter.
+    Raises:
+      tf.errors.OpError: the shard is damaged or holds bottlenecks of another width.
+    """
+    with tempfile.TemporaryDirectory(prefix="bulktag-") as folder:
+        path = uri if files.is_local(uri) else files.fetch_file(uri, os.path.join(folder, "shard"))
+        compression = "GZIP" if uri.endswith(SUFFIXES["gzip"]) else ""
+        features = {**_FEATURES, "image/bottleneck": tf.io.FixedLenFeature([width], tf.float32)}
+        records = tf.data.TFRecordDataset(path, compression, buffer_size=8 << 20).batch(batch_size)
+        for parsed in records.map(lambda rows: tf.io.parse_example(rows, features)).prefetch(2):
+            yield ScoredBatch(_images(parsed), parsed["image/bottleneck"].numpy(), None)
+
+
+def _images(parsed: dict) -> list[ImageInfo]:
+    labels = parsed["image/class/text"].to_list()
+    columns = (parsed[f"image/{name}"].numpy().tolist() for name in ("uri", "sha256", "bytes", "modified", "width", "height"))
+    return [
+        ImageInfo(uri.decode(), tuple(label.decode() for label in names), num_bytes, modified, sha256, width, height)
+        for (uri, sha256, num_bytes, modified, width, height), names in zip(zip(*columns, strict=True), labels, strict=True)
+    ]
+
+
+def list_shards(examples_dir: str, splits: Iterable[str] = SPLITS) -> list[str]:
+    """URIs of the shards of an examples folder, sorted."""
+    found = []
+    for split in splits:
+        folder = files.join(examples_dir, split)
+        if files.is_local(folder):
+            names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+            found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
+        else:
+            found += sorted(uri for uri, _, _ in files.list_remote(files.escape(folder) + "/*"))
+    return [uri for uri in found if uri.endswith(tuple(SUFFIXES.values()))]
+
+
+class _ReadShard(beam.DoFn):
+    """Shard URI -> batches of bottlenecks."""
+
+    def __init__(self, width: int, batch_size: int, progress_dir: str | None):
+        self._width, self._batch_size, self._progress_dir = width, batch_size, progress_dir
+
+    def process(self, uri: str):
+        for batch in read_shard(uri, self._width, self._batch_size):
+            add_progress(self._progress_dir, matched=len(batch.images))
+            yield batch
+
+    def finish_bundle(self):
+        flush_progress(self._progress_dir)
+
+
+@dataclasses.dataclass(eq=False)
+class ReadExamples(beam.PTransform):
+    """Stored bottlenecks of an examples folder -> PCollection[ScoredBatch] without scores.
+
+    Attributes:
+      shards: URIs of shards.
+      width: D.
+      batch_size: images a batch.
+      progress_dir: see `add_progress`.
+    """
+
+    shards: tuple[str, ...]
+    width: int
+    batch_size: int
+    progress_dir: str | None = None
+
+    def __post_init__(self):
+        super().__init__()
+        if not self.shards:
+            raise ValueError(f"expected shards beside {EXAMPLES_FILE}, got none")
+
+    def expand(self, pipeline):
+        """Wire it."""
+        return (
+            pipeline
+            | beam.Create(self.shards)
+            | beam.Reshuffle()
+            | beam.ParDo(_ReadShard(self.width, self.batch_size, self.progress_dir))
+        )

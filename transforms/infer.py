@@ -1,0 +1,127 @@
+"""Beam `ModelHandler`s: batches of pixels or bottlenecks -> bottlenecks and scores.
+
+Elements are whole batches already (`ReadImages`, `ReadExamples`), so the handlers ask Beam for no batching of its
+own: each call gets one `PixelBatch` or `ScoredBatch` and returns one `ScoredBatch`, its rows in the same order.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import ModelHandler, RunInference
+
+from bulktag.model.backbone import load_backbone
+from bulktag.model.bundle import load_bundle
+from bulktag.model.engine import Engine
+from bulktag.transforms import files
+from bulktag.transforms.progress import add_progress
+from bulktag.transforms.records import PixelBatch, ScoredBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSettings:
+    """How a network is executed in a worker.
+
+    Attributes:
+      batch_size: the engine's fixed batch; shorter batches are padded to it.
+      device: "auto", "cpu" or "gpu"; "gpu" fails where there is none.
+    """
+
+    batch_size: int = 32
+    device: str = "auto"
+
+
+class _WholeBatchHandler(ModelHandler):
+    """What the handlers share: one element is one batch, and its size is its array's size."""
+
+    def __init__(self, folder: str, settings: EngineSettings):
+        super().__init__(min_batch_size=1, max_batch_size=1)
+        self._folder, self._settings = folder, settings
+
+    def get_num_bytes(self, batch: Sequence) -> int:
+        return sum(_nbytes(item) for item in batch)
+
+    def get_metrics_namespace(self) -> str:
+        return "infer"
+
+
+def _nbytes(batch: PixelBatch | ScoredBatch) -> int:
+    array = batch.pixels_BHWC if isinstance(batch, PixelBatch) else batch.bottleneck_BD
+    return array.nbytes
+
+
+class BackboneHandler(_WholeBatchHandler):
+    """PixelBatch -> ScoredBatch with bottlenecks only; `folder` is what `Backbone.save` wrote."""
+
+    def load_model(self) -> Engine:
+        backbone = load_backbone(files.fetch_folder(self._folder))
+        return Engine(backbone.graph_def, self._settings.batch_size, self._settings.device)
+
+    def run_inference(self, batch: Sequence[PixelBatch], model: Engine, inference_args=None) -> Iterable[ScoredBatch]:
+        for item in batch:
+            yield ScoredBatch(item.images, model.run(item.pixels_BHWC), None)
+
+
+class TaggerHandler(_WholeBatchHandler):
+    """PixelBatch -> ScoredBatch with bottlenecks and scores; `folder` is a model bundle."""
+
+    def load_model(self) -> Engine:
+        bundle = load_bundle(files.fetch_folder(self._folder))
+        return Engine(
+            bundle.tagger_graph(),
+            self._settings.batch_size,
+            self._settings.device,
+            outputs=("bottleneck", "scores"),
+        )
+
+    def run_inference(self, batch: Sequence[PixelBatch], model: Engine, inference_args=None) -> Iterable[ScoredBatch]:
+        for item in batch:
+            bottleneck_BD, scores_BL = model.run(item.pixels_BHWC)
+            yield ScoredBatch(item.images, bottleneck_BD, scores_BL)
+
+
+class HeadHandler(_WholeBatchHandler):
+    """ScoredBatch with bottlenecks -> the same with scores; `folder` is a model bundle."""
+
+    def load_model(self) -> Engine:
+        bundle = load_bundle(files.fetch_folder(self._folder))
+        return Engine(
+            bundle.head_graph(),
+            self._settings.batch_size,
+            self._settings.device,
+            inputs=("bottleneck",),
+            outputs=("scores",),
+        )
+
+    def run_inference(self, batch: Sequence[ScoredBatch], model: Engine, inference_args=None) -> Iterable[ScoredBatch]:
+        for item in batch:
+            yield ScoredBatch(item.images, item.bottleneck_BD, model.run(item.bottleneck_BD))
+
+
+def _note_done(batch: ScoredBatch, progress_dir: str | None) -> ScoredBatch:
+    add_progress(progress_dir, done=len(batch.images))
+    return batch
+
+
+@dataclasses.dataclass(eq=False)
+class InferBatches(beam.PTransform):
+    """Run a handler over batches.
+
+    Attributes:
+      handler: one of this module's handlers.
+      progress_dir: see `add_progress`.
+    """
+
+    handler: ModelHandler
+    progress_dir: str | None = None
+
+    def __post_init__(self):
+        super().__init__()
+
+    def expand(self, batches):
+        """Wire it."""
+        return (
+            batches
+            | RunInference(self.handler)
+            | "NoteDone" >> beam.Map(_note_done, self.progress_dir).with_output_types(ScoredBatch)
+        )

@@ -1,0 +1,143 @@
+"""The records that travel between transforms, the tf.Example features and the Arrow schemas.
+
+Only `ImageRef`, `ImageError`, `SkippedFile` and `StagedFile` ever pass through a shuffle. Batches of pixels,
+bottlenecks and scores stay inside one fused stage and are handed over by reference.
+
+Array suffixes: B images in a batch, S side of the network's square, C channels, D bottleneck width, L labels.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+SPLITS = ("train", "validation", "test")
+
+
+class ImageRef(NamedTuple):
+    """An image that a source named and nobody has opened yet."""
+
+    uri: str
+    labels: tuple[str, ...]  # as the source gives them; empty: none known
+    num_bytes: int  # as listed; -1: the source does not know
+    modified_us: int  # microseconds since the epoch, UTC; -1: unknown
+
+
+class ImageError(NamedTuple):
+    """Why one image has no tags: one row of the errors table."""
+
+    uri: str
+    stage: str  # match, read, decode or infer
+    error_type: str  # a stable slug: not_found, truncated, ...
+    message: str
+    num_bytes: int  # -1: unknown
+
+
+class SkippedFile(NamedTuple):
+    """A file in a folder that is no candidate: counted and named, but not an image and so not a row."""
+
+    reason: str  # hidden, not_an_image or not_a_file
+    uri: str
+
+
+class StagedFile(NamedTuple):
+    """A finished file in the staging folder. Only files named by a committed `StagedFile` are published."""
+
+    table: str  # tags, errors, or one of SPLITS
+    uri: str
+    num_images: int
+    num_bytes: int
+    label_counts: dict[str, int]  # images per label; for tags, per top label
+
+
+# Beam encodes these field by field, the same way in every process; without this it would pickle them.
+for _record in (ImageRef, ImageError, SkippedFile):
+    beam.coders.registry.register_coder(_record, beam.coders.RowCoder)
+
+
+@dataclasses.dataclass(slots=True)
+class ImageInfo:
+    """What is known of an image once its bytes were read."""
+
+    uri: str
+    labels: tuple[str, ...]
+    num_bytes: int
+    modified_us: int
+    sha256: bytes  # 32 bytes
+    width: int  # pixels, after EXIF orientation
+    height: int
+    encoded: bytes | None = None  # the file's bytes, kept only where asked for
+
+
+@dataclasses.dataclass(slots=True)
+class PixelBatch:
+    """Decoded images on their way to the engine."""
+
+    images: Sequence[ImageInfo]
+    pixels_BHWC: np.ndarray  # uint8[B, S, S, 3]
+
+
+@dataclasses.dataclass(slots=True)
+class ScoredBatch:
+    """What the engine said about a batch; either array may be missing."""
+
+    images: Sequence[ImageInfo]
+    bottleneck_BD: np.ndarray | None  # float32[B, D]
+    scores_BL: np.ndarray | None  # float32[B, L], calibrated
+
+
+TAG_TYPE = pa.struct([pa.field("label", pa.string(), nullable=False), pa.field("score", pa.float32(), nullable=False)])
+_TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+
+def tags_schema(*, layout: str = "wide", scores: bool = False, embedding: bool = False) -> pa.Schema:
+    """Arrow schema of the tags table.
+
+    Args:
+      layout: "wide", one row per image, or "long", one row per (uri, rank).
+      scores: add `scores` list<float>, all labels in the bundle's order (wide only).
+      embedding: add `embedding` list<float>, the bottleneck (wide only).
+    """
+    identity = [
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("bytes", pa.int64()),
+        pa.field("modified", _TIMESTAMP),
+        pa.field("sha256", pa.string()),
+        pa.field("model_id", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("tagged_at", _TIMESTAMP, nullable=False),
+    ]
+    if layout == "long":
+        row = [pa.field("rank", pa.int32()), pa.field("label", pa.string()), pa.field("score", pa.float32())]
+        return pa.schema([pa.field("uri", pa.string(), nullable=False), *row, *identity])
+    fields = [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("tags", pa.list_(TAG_TYPE), nullable=False),
+        pa.field("top_label", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("top_score", pa.float32()),
+        *identity,
+    ]
+    if scores:
+        fields.append(pa.field("scores", pa.list_(pa.float32())))
+    if embedding:
+        fields.append(pa.field("embedding", pa.list_(pa.float32())))
+    return pa.schema(fields)
+
+
+def errors_schema() -> pa.Schema:
+    """Arrow schema of the errors table."""
+    return pa.schema(
+        [
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("stage", pa.string(), nullable=False),
+            pa.field("error_type", pa.string(), nullable=False),
+            pa.field("message", pa.string(), nullable=False),
+            pa.field("bytes", pa.int64()),
+            pa.field("run_id", pa.string(), nullable=False),
+            pa.field("at", _TIMESTAMP, nullable=False),
+        ]
+    )

@@ -1,0 +1,297 @@
+"""Scores and errors -> Parquet files.
+
+Array suffixes: B images, D bottleneck width, L labels.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Iterable
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from apache_beam.transforms.window import GlobalWindows
+
+from bulktag.model.tags import build_tag_columns, rank_tags
+from bulktag.transforms import files
+from bulktag.transforms.records import ImageError, ImageInfo, ScoredBatch, StagedFile, errors_schema, tags_schema
+from bulktag.transforms.staging import new_file_uri
+
+TAGS, ERRORS = "tags", "errors"
+# Readers skip whole row groups by their statistics and decode them in parallel; 128k rows is DuckDB's own default
+# (122,880) rounded. Source: https://duckdb.org/docs/stable/guides/performance/file_formats
+ROW_GROUP_ROWS = 131_072
+MAX_FILE_BYTES = 512 << 20
+# Written to disk as one row group before it reaches ROW_GROUP_ROWS if it holds this much, for wide embeddings.
+MAX_BUFFER_BYTES = 128 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class TagSettings:
+    """What stands in a row of tags.
+
+    Attributes:
+      labels: the bundle's labels, in the order of its scores.
+      thresholds: score from which each label counts as a tag, in the same order.
+      top_k: most tags an image.
+      layout: "wide", one row per image, or "long", one row per tag.
+      scores, embedding: add a column of all scores, of the bottleneck (wide only).
+      model_id, run_id: written into each row.
+    """
+
+    labels: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    top_k: int = 5
+    layout: str = "wide"
+    scores: bool = False
+    embedding: bool = False
+    model_id: str = ""
+    run_id: str = ""
+
+    def __post_init__(self):
+        if self.layout not in ("wide", "long"):
+            raise ValueError(f"expected layout wide or long, got {self.layout!r}")
+        if self.layout == "long" and (self.scores or self.embedding):
+            raise ValueError("expected no scores or embedding column with layout long, got one")
+        if self.top_k < 1:
+            raise ValueError(f"expected top_k of at least 1, got {self.top_k}")
+        assert len(self.labels) == len(self.thresholds)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of these rows."""
+        return tags_schema(layout=self.layout, scores=self.scores, embedding=self.embedding)
+
+
+def build_tags(batch: ScoredBatch, settings: TagSettings, tagged_at_us: int) -> pa.RecordBatch:
+    """A batch of scores as rows of the tags table.
+
+    Args:
+      batch: images and their scores.
+      settings: what stands in a row.
+      tagged_at_us: microseconds since the epoch, UTC.
+    Returns:
+      a record batch of `settings.schema`; an image without a tag has one row with an empty list (in the long
+      layout, one row of rank null).
+    """
+    thresholds_L = np.asarray(settings.thresholds, np.float32)
+    ranked = rank_tags(batch.scores_BL, thresholds_L, settings.top_k)
+    columns = build_tag_columns(ranked, settings.labels)
+    identity = _identity_columns(batch.images, settings, tagged_at_us)
+    uris = pa.array([image.uri for image in batch.images], pa.string())
+    if settings.layout == "long":
+        return _long_rows(uris, columns["tags"], identity, settings.schema)
+    arrays = {"uri": uris, **columns, **identity}
+    if settings.scores:
+        arrays["scores"] = _list_array(batch.scores_BL)
+    if settings.embedding:
+        arrays["embedding"] = _list_array(batch.bottleneck_BD)
+    schema = settings.schema
+    return pa.RecordBatch.from_arrays([arrays[field.name].cast(field.type) for field in schema], schema=schema)
+
+
+def _identity_columns(images: Iterable[ImageInfo], settings: TagSettings, tagged_at_us: int) -> dict[str, pa.Array]:
+    n = len(images)
+    timestamp = pa.timestamp("us", tz="UTC")
+    return {
+        "width": pa.array([image.width for image in images], pa.int32()),
+        "height": pa.array([image.height for image in images], pa.int32()),
+        "bytes": pa.array([_known(image.num_bytes) for image in images], pa.int64()),
+        "modified": pa.array([_known(image.modified_us) for image in images], timestamp),
+        "sha256": pa.array([image.sha256.hex() for image in images], pa.string()),
+        "model_id": pa.repeat(settings.model_id, n),
+        "run_id": pa.repeat(settings.run_id, n),
+        "tagged_at": pa.repeat(pa.scalar(tagged_at_us, timestamp), n),
+    }
+
+
+def _known(value: int) -> int | None:
+    return None if value < 0 else value
+
+
+def _list_array(values_BN: np.ndarray) -> pa.ListArray:
+    num_rows, width = values_BN.shape
+    offsets = np.arange(num_rows + 1, dtype=np.int32) * width
+    return pa.ListArray.from_arrays(offsets, pa.array(values_BN.astype(np.float32, copy=False).reshape(-1)))
+
+
+def _long_rows(uris, tags: pa.ListArray, identity: dict, schema: pa.Schema) -> pa.RecordBatch:
+    """Explode lists of tags; an image without tags keeps one row, so that none is lost."""
+    counts = np.diff(np.asarray(tags.offsets))
+    row_of = np.repeat(np.arange(len(counts)), np.maximum(counts, 1))
+    first = np.concatenate([[0], np.cumsum(np.maximum(counts, 1))[:-1]])
+    rank = np.arange(len(row_of)) - first[row_of]
+    empty = counts[row_of] == 0
+    tag_of = np.asarray(tags.offsets)[:-1][row_of] + rank
+    taken = tags.values.take(pa.array(tag_of, mask=empty))
+    arrays = {
+        "uri": uris.take(pa.array(row_of)),
+        "rank": pa.array((rank + 1).astype(np.int32), mask=empty),
+        "label": taken.field("label") if not len(taken) else pa.StructArray.flatten(taken)[0],
+        "score": taken.field("score") if not len(taken) else pa.StructArray.flatten(taken)[1],
+        **{name: column.take(pa.array(row_of)) for name, column in identity.items()},
+    }
+    return pa.RecordBatch.from_arrays([arrays[name] for name in schema.names], schema=schema)
+
+
+def build_errors(errors: Iterable[ImageError], run_id: str, at_us: int) -> pa.RecordBatch:
+    """Errors as rows of the errors table; `at_us` is microseconds since the epoch, UTC."""
+    rows = list(errors)
+    schema = errors_schema()
+    columns = [
+        pa.array([row.uri for row in rows], pa.string()),
+        pa.array([row.stage for row in rows], pa.string()),
+        pa.array([row.error_type for row in rows], pa.string()),
+        pa.array([row.message for row in rows], pa.string()),
+        pa.array([_known(row.num_bytes) for row in rows], pa.int64()),
+        pa.repeat(run_id, len(rows)),
+        pa.repeat(pa.scalar(at_us, schema.field("at").type), len(rows)),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def count_images(batch: pa.RecordBatch) -> tuple[int, dict[str, int]]:
+    """Images that a batch of rows stands for, and how many of them have each best tag (each type, for errors)."""
+    if "rank" in batch.schema.names:  # long: an image's row of rank 1, or of rank null where it has no tag
+        batch = batch.filter(pc.fill_null(pc.less_equal(batch["rank"], 1), True))
+    column = next(name for name in ("top_label", "label", "error_type") if name in batch.schema.names)
+    counts = pc.value_counts(batch[column].drop_null()).to_pylist()
+    return batch.num_rows, {entry["values"]: entry["counts"] for entry in counts}
+
+
+def write_empty_table(uri: str, schema: pa.Schema) -> None:
+    """A Parquet file without rows: readers of an empty table find its columns instead of no file."""
+    with files.create_file(uri) as file:
+        pq.write_table(schema.empty_table(), file)
+
+
+class ParquetFile:
+    """One Parquet file being written: record batches in, row groups out."""
+
+    def __init__(self, uri: str, schema: pa.Schema):
+        self.uri, self.num_images = uri, 0
+        self.label_counts: collections.Counter = collections.Counter()
+        self._buffer: list[pa.RecordBatch] = []
+        self._buffered_rows = self._buffered_bytes = 0
+        self._file = files.create_file(uri)
+        dictionary = [name for name in ("top_label", "label", "model_id", "run_id") if name in schema.names]
+        self._writer = pq.ParquetWriter(
+            self._file, schema, compression="zstd", use_dictionary=[*dictionary, "tags.list.element.label"],
+            use_compliant_nested_type=True, coerce_timestamps="us",
+        )  # fmt: skip
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add rows."""
+        images, labels = count_images(batch)
+        self.num_images += images
+        self.label_counts.update(labels)
+        self._buffer.append(batch)
+        self._buffered_rows += batch.num_rows
+        self._buffered_bytes += batch.nbytes
+        if self._buffered_rows >= ROW_GROUP_ROWS or self._buffered_bytes >= MAX_BUFFER_BYTES:
+            self._flush()
+
+    def close(self) -> int:
+        """Finish the file and return its size in bytes."""
+        self._flush()
+        self._writer.close()
+        num_bytes = self._file.tell()
+        self._file.close()
+        return num_bytes
+
+    def _flush(self):
+        if self._buffer:
+            table = pa.Table.from_batches(self._buffer).unify_dictionaries()
+            self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+            self._buffer, self._buffered_rows, self._buffered_bytes = [], 0, 0
+
+
+class _WriteTable(beam.DoFn):
+    """Record batches -> files of one bundle, a new one where a file is full."""
+
+    def __init__(self, staging_dir: str, table: str, schema: pa.Schema):
+        self._staging_dir, self._table, self._schema = staging_dir, table, schema
+
+    def start_bundle(self):
+        self._open: ParquetFile | None = None
+
+    def process(self, batch: pa.RecordBatch):
+        if self._open is None:
+            self._open = ParquetFile(new_file_uri(self._staging_dir, self._table, ".parquet"), self._schema)
+        self._open.write(batch)
+        if self._open.num_bytes >= MAX_FILE_BYTES:
+            yield self._close()
+
+    def finish_bundle(self):
+        if self._open is not None:
+            yield GlobalWindows.windowed_value(self._close())
+
+    def _close(self) -> StagedFile:
+        file, self._open = self._open, None
+        num_bytes = file.close()
+        return StagedFile(self._table, file.uri, file.num_images, num_bytes, dict(sorted(file.label_counts.items())))
+
+
+@dataclasses.dataclass(eq=False)
+class WriteTags(beam.PTransform):
+    """PCollection[ScoredBatch] -> Parquet files of tags -> PCollection[StagedFile].
+
+    Attributes:
+      staging_dir: the run's staging folder.
+      settings: what stands in a row.
+    """
+
+    staging_dir: str
+    settings: TagSettings
+
+    def __post_init__(self):
+        super().__init__()
+
+    def expand(self, batches):
+        """Wire it."""
+        return (
+            batches
+            | "BuildTags" >> beam.Map(_build_tags_now, self.settings).with_output_types(pa.RecordBatch)
+            | "WriteTags" >> beam.ParDo(_WriteTable(self.staging_dir, TAGS, self.settings.schema))
+        ).with_output_types(StagedFile)
+
+
+def _build_tags_now(batch: ScoredBatch, settings: TagSettings) -> pa.RecordBatch:
+    return build_tags(batch, settings, time.time_ns() // 1000)
+
+
+def _build_errors_now(errors: list[ImageError], run_id: str) -> pa.RecordBatch:
+    return build_errors(errors, run_id, time.time_ns() // 1000)
+
+
+@dataclasses.dataclass(eq=False)
+class WriteErrors(beam.PTransform):
+    """PCollection[ImageError] -> Parquet files of errors -> PCollection[StagedFile].
+
+    Attributes:
+      staging_dir: the run's staging folder.
+      run_id: written into each row.
+    """
+
+    staging_dir: str
+    run_id: str
+
+    def __post_init__(self):
+        super().__init__()
+
+    def expand(self, errors):
+        """Wire it."""
+        return (
+            errors
+            | beam.BatchElements(min_batch_size=100, max_batch_size=10_000)
+            | "BuildErrors" >> beam.Map(_build_errors_now, self.run_id).with_output_types(pa.RecordBatch)
+            | "WriteErrors" >> beam.ParDo(_WriteTable(self.staging_dir, ERRORS, errors_schema()))
+        ).with_output_types(StagedFile)
