@@ -22,17 +22,23 @@ REQUIREMENTS = [
     "requests>=2.32.5",
     "rich>=14.2",
     "scikit-learn>=1.8",
-    "filelock>=3.20",
     "psutil>=7.1",
     "jinja2>=3.1.6",
     "matplotlib>=3.10.7",
 ]
-CPU = ["tensorflow-cpu>=2.21.0,<2.22"]
+# One TensorFlow, two forms: the CPU build brings no CUDA. It exists for Linux and Windows on x86-64; elsewhere the
+# plain package is the CPU build.
+CPU = [
+    "tensorflow-cpu>=2.21.0,<2.22; platform_machine == 'x86_64' or platform_machine == 'AMD64'",
+    "tensorflow>=2.21.0,<2.22; platform_machine != 'x86_64' and platform_machine != 'AMD64'",
+]
 GPU = ["tensorflow[and-cuda]>=2.21.0,<2.22"]
 GCP = ["apache-beam[gcp]>=2.77.0,<3", "google-cloud-storage>=3.4"]
 TENSORBOARD = ["tensorboard>=2.20"]
+QUERY = ["duckdb>=1.4"]
 DEV = [
-    "duckdb>=1.4",
+    *QUERY,
+    *TENSORBOARD,
     "hypothesis>=6.140",
     "pandas>=2.3",
     "polars>=1.34",
@@ -56,8 +62,8 @@ setup(
         "bulktag.transforms": "transforms",
         "bulktag.pipeline": "pipeline",
     },
-    package_data={"bulktag": ["VERSION"], "bulktag.model": ["data/*"], "bulktag.pipeline": ["*.html"]},
+    package_data={"bulktag": ["VERSION"], "bulktag.model": ["data/*", "*.html"]},
     install_requires=REQUIREMENTS,
-    extras_require={"cpu": CPU, "gpu": GPU, "gcp": GCP, "tensorboard": TENSORBOARD, "dev": DEV},
+    extras_require={"cpu": CPU, "gpu": GPU, "gcp": GCP, "tensorboard": TENSORBOARD, "query": QUERY, "dev": DEV},
     entry_points={"console_scripts": ["bulktag = bulktag.pipeline.cli:main"]},
 )

@@ -29,7 +29,6 @@ def build_head(
     architecture: str = "mlp",
     hidden: Sequence[int] = (1024,),
     dropout: float = 0.5,
-    l2: float = 0.0,
     multi_label: bool = False,
     feature_mean: np.ndarray | None = None,
     feature_var: np.ndarray | None = None,
@@ -44,7 +43,6 @@ def build_head(
         bottlenecks that are the pixels of an S x S RGB image (D = S * S * 3, rows first, channels last).
       hidden: units of each hidden layer; only "mlp" has them.
       dropout: share of units dropped after each hidden layer while training ("linear": of input features).
-      l2: weight of an L2 penalty on kernels, part of the training loss.
       multi_label: sigmoid scores, each label by itself, instead of a softmax over all.
       feature_mean: float[D], subtracted from the input; None: the input is taken as it is.
       feature_var: float[D], variances that go with it.
@@ -54,10 +52,9 @@ def build_head(
     Raises:
       ValueError: an unknown architecture, a number out of range, or "cnn" with a D that is no S * S * 3.
     """
-    _check_shape(width, num_labels, architecture, hidden, dropout, l2)
+    _check_shape(width, num_labels, architecture, hidden, dropout)
     # Every initialiser and mask gets a seed of its own: Keras warns where one generator serves two layers.
     seeds = iter(np.random.SeedSequence(seed).generate_state(64).tolist())
-    penalty = keras.regularizers.L2(l2) if l2 else None
     inputs = keras.Input((width,), dtype="float32", name="bottleneck")
     outputs = inputs
     if feature_mean is not None:
@@ -65,13 +62,13 @@ def build_head(
         outputs = layer(inputs)
         _set_statistics(layer, *_floored_statistics(architecture, feature_mean, feature_var))
     if architecture == "cnn":
-        outputs = _convolutions(outputs, side=_image_side(width), dropout=dropout, penalty=penalty, seeds=seeds)
+        outputs = _convolutions(outputs, side=_image_side(width), dropout=dropout, seeds=seeds)
     elif architecture == "mlp":
-        outputs = _hidden_layers(outputs, hidden, dropout, penalty, seeds)
+        outputs = _hidden_layers(outputs, hidden, dropout, seeds)
     elif dropout:
         outputs = keras.layers.Dropout(dropout, seed=next(seeds), name="dropout_input")(outputs)
     # Zero weights make the first scores uniform, whatever the width: no label starts with an advantage.
-    outputs = keras.layers.Dense(num_labels, kernel_initializer="zeros", kernel_regularizer=penalty, name=LOGITS)(outputs)
+    outputs = keras.layers.Dense(num_labels, kernel_initializer="zeros", name=LOGITS)(outputs)
     outputs = keras.layers.Activation("sigmoid" if multi_label else "softmax", dtype="float32", name="scores")(outputs)
     return keras.Model(inputs, outputs, name="head")
 
@@ -96,9 +93,7 @@ def fold_temperature(head: keras.Model, temperature: float) -> None:
     layer.set_weights([weights / np.float32(temperature) for weights in layer.get_weights()])
 
 
-def _check_shape(
-    width: int, num_labels: int, architecture: str, hidden: Sequence[int], dropout: float, l2: float
-) -> None:
+def _check_shape(width: int, num_labels: int, architecture: str, hidden: Sequence[int], dropout: float) -> None:
     if architecture not in ARCHITECTURES:
         raise ValueError(f"expected architecture to be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
     if width < 1 or num_labels < 1:
@@ -107,8 +102,6 @@ def _check_shape(
         raise ValueError(f"expected hidden layers of at least 1 unit, got {tuple(hidden)}")
     if not 0 <= dropout < 1:
         raise ValueError(f"expected dropout in [0, 1), got {dropout}")
-    if l2 < 0:
-        raise ValueError(f"expected l2 of at least 0, got {l2}")
     if architecture == "cnn":
         _image_side(width)
 
@@ -144,18 +137,18 @@ def _floored_statistics(
     return mean_D, np.where(var_D > 0, var_D, 1.0)
 
 
-def _hidden_layers(outputs, hidden, dropout, penalty, seeds):
+def _hidden_layers(outputs, hidden, dropout, seeds):
     for index, units in enumerate(hidden, start=1):
         start = keras.initializers.HeNormal(seed=next(seeds))
-        outputs = keras.layers.Dense(
-            units, activation="relu", kernel_initializer=start, kernel_regularizer=penalty, name=f"hidden_{index}"
-        )(outputs)
+        outputs = keras.layers.Dense(units, activation="relu", kernel_initializer=start, name=f"hidden_{index}")(
+            outputs
+        )
         if dropout:
             outputs = keras.layers.Dropout(dropout, seed=next(seeds), name=f"dropout_{index}")(outputs)
     return outputs
 
 
-def _convolutions(outputs, *, side, dropout, penalty, seeds):
+def _convolutions(outputs, *, side, dropout, seeds):
     """Stack conv32, pool, conv64, conv64, pool, 512 units, dropout."""
     outputs = keras.layers.Reshape((side, side, 3), name="pixels")(outputs)
     for index, (filters, pool) in enumerate(((32, True), (64, False), (64, True)), start=1):
@@ -165,9 +158,8 @@ def _convolutions(outputs, *, side, dropout, penalty, seeds):
             padding="same",
             activation="relu",
             kernel_initializer=keras.initializers.HeNormal(seed=next(seeds)),
-            kernel_regularizer=penalty,
             name=f"convolution_{index}",
         )(outputs)
         if pool:
             outputs = keras.layers.MaxPooling2D(2, name=f"pool_{index}")(outputs)
-    return _hidden_layers(keras.layers.Flatten(name="flatten")(outputs), (512,), dropout, penalty, seeds)
+    return _hidden_layers(keras.layers.Flatten(name="flatten")(outputs), (512,), dropout, seeds)

@@ -17,7 +17,7 @@ INFO_NAME = "examples.json"
 READ_BATCH = 1024
 # Shards read in turn, one record from each: neighbours in a batch come from different shards, which counts where
 # a shard holds one folder, that is one label. Each costs one open file and its buffer.
-NUM_SHARDS_IN_TURN = 16
+NUM_SHARDS_IN_TURN = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,17 +92,26 @@ def read_batches(info: ExamplesInfo, split: str, *, multi_label: bool, batch_siz
         record = tf.io.parse_example(serialized_B, features)
         return _usable_part(record, len(info.labels), multi_label)
 
-    return _read_records(paths).batch(batch_size).map(parse, num_parallel_calls=2, deterministic=True).prefetch(2)
+    return (
+        _read_records(paths)
+        .batch(batch_size)
+        .map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(2)
+    )
 
 
 def _read_records(paths: list[str]) -> tf.data.Dataset:
     def read_shard(path):
         # tf.data reads plain and gzip shards through different arguments; the name says which one it is.
         compression = tf.where(tf.strings.regex_full_match(path, r".*\.gz"), "GZIP", "")
-        return tf.data.TFRecordDataset(path, compression_type=compression, buffer_size=1 << 20)
+        return tf.data.TFRecordDataset(path, compression_type=compression, buffer_size=1 << 18)
 
     return tf.data.Dataset.from_tensor_slices(tf.constant(paths, tf.string)).interleave(
-        read_shard, cycle_length=NUM_SHARDS_IN_TURN, block_length=1, num_parallel_calls=2, deterministic=True
+        read_shard,
+        cycle_length=NUM_SHARDS_IN_TURN,
+        block_length=1,
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
     )
 
 

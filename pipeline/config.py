@@ -8,10 +8,11 @@ import typing
 from typing import Any
 
 from bulktag.model.image import DEFAULT_RESIZE, RESIZE_MODES, ImageLimits
-from bulktag.transforms.read import DEFAULT_READ_THREADS
 
 IMAGENET = "imagenet"
 DEVICES = ("auto", "cpu", "gpu")
+# Reads wait for disks and object stores, and decoding releases the GIL, so more threads than cores keep both busy.
+DEFAULT_READ_THREADS = 16
 
 
 def option(default: Any, help_text: str, *, choices: tuple = (), metavar: str = "", required: bool = False) -> Any:
@@ -99,11 +100,11 @@ class TrainConfig:
     architecture: str = option("mlp", "kind of head", choices=("mlp", "linear", "cnn"))
     hidden: tuple[int, ...] = option((1024,), "units of each hidden layer (mlp)", metavar="UNITS")
     dropout: float = option(0.5, "share of units dropped while training (0 to 1)", metavar="SHARE")
-    learning_rate: float = option(0.001, "step size of the optimiser", metavar="RATE")
-    weight_decay: float = option(0.0001, "strength of the pull of weights towards zero", metavar="DECAY")
-    batch_size: int = option(128, "examples a step", metavar="N")
-    epochs: int = option(100, "most passes over the training examples", metavar="N")
-    patience: int = option(10, "stop after this many epochs without a better validation cross-entropy", metavar="N")
+    learning_rate: float = option(0.0, "step size of the optimiser; 0: chosen by the architecture", metavar="RATE")
+    weight_decay: float = option(0.0, "strength of the pull of weights towards zero", metavar="DECAY")
+    batch_size: int = option(0, "examples a step; 0: chosen by the number of examples", metavar="N")
+    epochs: int = option(60, "most passes over the training examples", metavar="N")
+    patience: int = option(6, "stop after this many epochs without a lower validation cross-entropy", metavar="N")
     class_weights: str = option("none", "balanced: rare classes count as much as common ones", choices=("none", "balanced"))
     multi_label: bool = option(False, "several labels an image: sigmoid instead of softmax")
     seed: int = option(0, "the same seed and examples give the same head", metavar="N")
@@ -230,7 +231,7 @@ def build_config(kind: type, values: dict[str, Any]) -> Any:
     return config
 
 
-_POSITIVE = ("batch_size", "workers", "read_threads", "top_k", "epochs", "patience", "max_bytes", "max_pixels", "timeout_s")
+_POSITIVE = ("workers", "read_threads", "top_k", "epochs", "patience", "max_bytes", "max_pixels", "timeout_s")
 _SHARES = ("max_error_share", "min_score", "min_accuracy", "dropout")
 
 
@@ -243,6 +244,8 @@ def check_config(config: Any) -> None:
     for name in _POSITIVE:
         if getattr(config, name, 1) <= 0:
             raise ValueError(f"expected {name} above 0, got {getattr(config, name)}")
+    if getattr(config, "batch_size", 1) <= 0 and not isinstance(config, TrainConfig):
+        raise ValueError(f"expected batch_size above 0, got {config.batch_size}")
     for name in _SHARES:
         if not 0 <= getattr(config, name, 0) <= 1:
             raise ValueError(f"expected {name} between 0 and 1, got {getattr(config, name)}")

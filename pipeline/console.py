@@ -87,3 +87,35 @@ def print_table(columns: tuple[str, ...], rows: list[tuple], title: str = "") ->
 def is_terminal() -> bool:
     """Whether a person is likely to watch."""
     return sys.stderr.isatty()
+
+
+class TrainingDisplay:
+    """Step, accuracies and cross-entropy: one live line on a terminal, a plain line every ten seconds in a log."""
+
+    def __init__(self):
+        self._last_line = time.monotonic()
+        self._status = ERR.status("training: reading the examples") if ERR.is_terminal else None
+
+    def __enter__(self):
+        if self._status:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._status:
+            self._status.stop()
+
+    def update(self, progress) -> None:
+        """Show a `bulktag.model.fitting.Progress`."""
+        validation = "" if progress.validation_accuracy is None else f"{progress.validation_accuracy:.3f}"
+        text = (
+            f"epoch {progress.epoch}, step {progress.step}: training accuracy {progress.training_accuracy:.3f}, "
+            f"validation accuracy {validation or '-'}, cross-entropy {progress.cross_entropy:.3f}"
+        )
+        if progress.resumed_epochs:
+            text += f" (resumed after epoch {progress.resumed_epochs})"
+        if self._status:
+            self._status.update(text)
+        elif time.monotonic() - self._last_line >= LOG_EVERY_S:
+            self._last_line = time.monotonic()
+            ERR.print(text, markup=False)

@@ -1,17 +1,19 @@
 """The network of a job: weights resolved once by the launcher, written where the workers read them."""
 
+import dataclasses
+import json
 import os
 import tempfile
 
 from bulktag.model.backbone import Backbone, build_backbone
-from bulktag.model.bundle import Bundle, load_bundle, save_bundle
+from bulktag.model.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
 from bulktag.model.imagenet import build_imagenet_classifier
 from bulktag.pipeline.config import IMAGENET
 from bulktag.pipeline.console import say
 from bulktag.transforms import files
+from bulktag.transforms.sources import EXAMPLES_FILE
 
 _NAMED_WEIGHTS = ("imagenet", "builtin", "none")
-BUNDLE_FILE = "bundle.json"
 
 
 def _local_weights(weights: str, folder: str) -> str:
@@ -42,13 +44,46 @@ def resolve_backbone(config) -> Backbone:
             graph_bottleneck=config.graph_bottleneck or None,
         )
     _say_network(config.backbone, weights, backbone)
-    return backbone
+    return _as_given(backbone, weights)
+
+
+def _as_given(backbone: Backbone, weights: str) -> Backbone:
+    """Record the weights as the user named them, not as the copy that was read."""
+    return dataclasses.replace(backbone, spec=dataclasses.replace(backbone.spec, weights=weights))
 
 
 def _say_network(name: str, weights: str, backbone: Backbone) -> None:
     spec = backbone.spec
     random = ": RANDOM WEIGHTS, for tests and benchmarks only" if weights.startswith("random:") else ""
     say(f"network: {name}, weights {weights}{random}, {spec.image_size_px} px, {spec.width} values an image")
+
+
+def find_bundle(model: str) -> str:
+    """The folder of a model bundle.
+
+    Raises:
+      ValueError: there is none.
+    """
+    uri = files.normalise(model)
+    if not files.exists(files.join(uri, BUNDLE_FILE)):
+        raise ValueError(f"expected a model bundle (a folder with {BUNDLE_FILE}), got {model!r}")
+    return uri
+
+
+def check_examples(folder: str, bundle: Bundle) -> None:
+    """Bottlenecks of another network, or of pictures squared another way, would be scored with nonsense.
+
+    Raises:
+      ValueError: they are.
+    """
+    info = json.loads(files.read_bytes(files.join(folder, EXAMPLES_FILE)))
+    wanted = (bundle.backbone.weights_digest, bundle.backbone.image_size_px, bundle.resize)
+    found = (info["backbone"]["weights_digest"], info["backbone"]["image_size_px"], info["resize"])
+    if found != wanted:
+        raise ValueError(
+            f"expected bottlenecks of the model's network (weights {wanted[0][:12]}, {wanted[1]} px, {wanted[2]}), "
+            f"got (weights {found[0][:12]}, {found[1]} px, {found[2]}): {folder}"
+        )
 
 
 def resolve_bundle(config, folder: str, resize: str) -> tuple[Bundle, str]:
@@ -64,13 +99,11 @@ def resolve_bundle(config, folder: str, resize: str) -> tuple[Bundle, str]:
       ValueError: no bundle there, one that is damaged, or see `resolve_backbone`.
     """
     if config.model != IMAGENET:
-        uri = files.normalise(config.model)
-        if not files.exists(files.join(uri, BUNDLE_FILE)):
-            raise ValueError(f"expected a model bundle (a folder with {BUNDLE_FILE}) or imagenet, got {config.model!r}")
+        uri = find_bundle(config.model)
         return load_bundle(files.fetch_folder(uri)), uri
     weights = config.resolved_weights
     with tempfile.TemporaryDirectory(prefix="bulktag-weights-") as scratch:
         backbone, head, labels = build_imagenet_classifier(config.backbone, _local_weights(weights, scratch))
     _say_network(config.backbone, weights, backbone)
-    save_bundle(folder, backbone, head, labels, resize=resize)
+    save_bundle(folder, _as_given(backbone, weights), head, labels, resize=resize)
     return load_bundle(folder), folder

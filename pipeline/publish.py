@@ -61,7 +61,7 @@ def check_output(output: str, job: str) -> None:
             raise ValueError(f"expected the output of an earlier {job}, or an empty folder, got that of {found}: {output}")
         return
     if files.is_local(output):
-        others = [name for name in os.listdir(output) if not name.startswith(STAGING_PREFIX) and name != FAILED]
+        others = [name for name in os.listdir(output) if not name.startswith(".") and name != FAILED]
         if others:
             raise ValueError(
                 f"expected an empty folder or the output of an earlier {job}, got one that holds "

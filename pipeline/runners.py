@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import errno
 import logging
 import os
 import shlex
@@ -20,15 +21,19 @@ from bulktag.pipeline.console import ProgressDisplay
 from bulktag.transforms.progress import read_progress
 
 POLL_EVERY_S = 0.2
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class JobFailed(Exception):
     """The job ended without a usable result; the message says why in one line."""
 
 
-def check_beam_options(flags: tuple[str, ...]) -> PipelineOptions:
+def check_beam_options(flags: tuple[str, ...], also: list[str] | None = None) -> PipelineOptions:
     """Parse Beam's own options.
 
+    Args:
+      flags: as on a command line.
+      also: names beside Beam's that may have been meant by a flag that nobody knows.
     Raises:
       ValueError: one that Beam does not have, or a value that it refuses.
     """
@@ -39,7 +44,7 @@ def check_beam_options(flags: tuple[str, ...]) -> PipelineOptions:
         raise ValueError(f"expected Beam options that Beam accepts, got: {shlex.join(flags)}") from error
     if unknown:
         names = [name for action in parser._actions for name in action.option_strings]  # argparse lists them nowhere else
-        raise ValueError(unknown_flag_message(unknown[0], names))
+        raise ValueError(unknown_flag_message(unknown[0], [*(also or ()), *names]))
     return PipelineOptions(list(flags))
 
 
@@ -152,6 +157,21 @@ def run_pipeline(
     if "error" in outcome:
         raise outcome["error"]
     return outcome["counters"]
+
+
+def find_disk_error(error: BaseException | None) -> str | None:
+    """One line for a full, read-only or forbidden disk behind an error, or None where it is something else.
+
+    Errors of workers reach the launcher as text.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return f"{error.strerror}: {error.filename or 'while writing'}"
+        for number in _DISK_ERRORS:
+            if f"[Errno {number}] {os.strerror(number)}" in str(error):
+                return f"{os.strerror(number)}, in a worker"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def end_worker_processes() -> None:

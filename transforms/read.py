@@ -21,8 +21,6 @@ from bulktag.transforms.progress import add_progress, flush_progress
 from bulktag.transforms.records import ImageError, ImageInfo, ImageRef, PixelBatch
 from bulktag.transforms.sources import ERRORS
 
-# Reads wait for disks and object stores, and decoding releases the GIL, so more threads than cores keep both busy.
-DEFAULT_READ_THREADS = 16
 # Batches being read and decoded while another one is on the engine: one that is nearly ready, one behind it.
 BATCHES_AHEAD = 2
 
@@ -187,7 +185,7 @@ class ReadImages(beam.PTransform):
     resize: str
     limits: ImageLimits = ImageLimits()
     batch_size: int = 32
-    read_threads: int = DEFAULT_READ_THREADS
+    read_threads: int = 16
     keep_encoded: bool = False
     progress_dir: str | None = None
 

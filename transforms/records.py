@@ -14,6 +14,8 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
+from bulktag.model.tags import TAGS_TYPE, TOP_LABEL_TYPE
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -89,7 +91,6 @@ class ScoredBatch:
     scores_BL: np.ndarray | None  # float32[B, L], calibrated
 
 
-TAG_TYPE = pa.struct([pa.field("label", pa.string(), nullable=False), pa.field("score", pa.float32(), nullable=False)])
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 
@@ -116,8 +117,8 @@ def tags_schema(*, layout: str = "wide", scores: bool = False, embedding: bool =
         return pa.schema([pa.field("uri", pa.string(), nullable=False), *row, *identity])
     fields = [
         pa.field("uri", pa.string(), nullable=False),
-        pa.field("tags", pa.list_(TAG_TYPE), nullable=False),
-        pa.field("top_label", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("tags", TAGS_TYPE, nullable=False),
+        pa.field("top_label", TOP_LABEL_TYPE),
         pa.field("top_score", pa.float32()),
         *identity,
     ]

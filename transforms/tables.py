@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.transforms.window import GlobalWindows
 
-from bulktag.model.tags import build_tag_columns, rank_tags
+from bulktag.model.tags import rank_tags, tags_array, top_arrays
 from bulktag.transforms import files
 from bulktag.transforms.records import ImageError, ImageInfo, ScoredBatch, StagedFile, errors_schema, tags_schema
 from bulktag.transforms.staging import new_file_uri
@@ -79,12 +79,13 @@ def build_tags(batch: ScoredBatch, settings: TagSettings, tagged_at_us: int) -> 
     """
     thresholds_L = np.asarray(settings.thresholds, np.float32)
     ranked = rank_tags(batch.scores_BL, thresholds_L, settings.top_k)
-    columns = build_tag_columns(ranked, settings.labels)
+    tags = tags_array(settings.labels, *ranked)
     identity = _identity_columns(batch.images, settings, tagged_at_us)
     uris = pa.array([image.uri for image in batch.images], pa.string())
     if settings.layout == "long":
-        return _long_rows(uris, columns["tags"], identity, settings.schema)
-    arrays = {"uri": uris, **columns, **identity}
+        return _long_rows(uris, tags, identity, settings.schema)
+    top_label, top_score = top_arrays(settings.labels, *ranked)
+    arrays = {"uri": uris, "tags": tags, "top_label": top_label, "top_score": top_score, **identity}
     if settings.scores:
         arrays["scores"] = _list_array(batch.scores_BL)
     if settings.embedding:
@@ -126,12 +127,12 @@ def _long_rows(uris, tags: pa.ListArray, identity: dict, schema: pa.Schema) -> p
     rank = np.arange(len(row_of)) - first[row_of]
     empty = counts[row_of] == 0
     tag_of = np.asarray(tags.offsets)[:-1][row_of] + rank
-    taken = tags.values.take(pa.array(tag_of, mask=empty))
+    labels, scores = tags.values.take(pa.array(tag_of, mask=empty)).flatten()
     arrays = {
         "uri": uris.take(pa.array(row_of)),
         "rank": pa.array((rank + 1).astype(np.int32), mask=empty),
-        "label": taken.field("label") if not len(taken) else pa.StructArray.flatten(taken)[0],
-        "score": taken.field("score") if not len(taken) else pa.StructArray.flatten(taken)[1],
+        "label": labels,
+        "score": scores,
         **{name: column.take(pa.array(row_of)) for name, column in identity.items()},
     }
     return pa.RecordBatch.from_arrays([arrays[name] for name in schema.names], schema=schema)

@@ -1,0 +1,274 @@
+"""Train a head on extracted examples: read, check, fit, calibrate, measure.
+
+Array suffixes: N images of a split, B images in a batch, D bottleneck width, L labels.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import psutil
+
+from bulktag.model.calibration import fit_temperature
+from bulktag.model.fitting import FitOptions, Progress, evaluation_batches, fit_logits_model
+from bulktag.model.head import ARCHITECTURES, build_head, build_logits_model, fold_temperature
+from bulktag.model.splits import SPLITS, ExamplesInfo, SplitScan, read_examples_info, scan_split
+
+# Chosen by cross-validation on train and validation photos of flowers (three feature sets, 300 to 3,314 images).
+LEARNING_RATES = {"mlp": 3e-4, "linear": 1e-3, "cnn": 1e-3}
+MIN_IMAGES_PER_LABEL = 20
+CACHE_MODES = ("auto", "always", "never")
+CLASS_WEIGHTS = ("none", "balanced")
+# A cached split takes at most this share of the memory that is free. Reading holds it twice for a moment.
+CACHE_MEMORY_SHARE = 0.25
+# Logits kept for fitting the temperature: one number needs no more than this.
+MAX_CALIBRATION_LOGITS = 50_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """How to train. None means: follow the rule, which depends on the number of training images (see `resolve`)."""
+
+    architecture: str = "mlp"  # mlp, linear or cnn
+    hidden: tuple[int, ...] = (1024,)  # units of each hidden layer; mlp only
+    dropout: float = 0.5
+    learning_rate: float | None = None
+    weight_decay: float = 0.0  # of AdamW, per step and learning rate
+    label_smoothing: float = 0.1  # share of each target that is spread over all labels; not used for multi-label
+    batch_size: int | None = None
+    epochs: int = 60  # at most
+    patience: int = 6  # epochs without a lower loss on validation before training stops
+    class_weights: str = "none"  # or "balanced": each label counts the same, however many images it has
+    seed: int = 0
+    multi_label: bool = False
+    checkpoint_dir: str | None = None  # None: no checkpoints, a killed training starts again
+    log_dir: str | None = None  # for TensorBoard
+    cache: str = "auto"  # keep the splits in memory: auto (where they fit), always, never
+
+    def __post_init__(self):
+        """Check what can be checked without the examples."""
+        choices = {"architecture": ARCHITECTURES, "class_weights": CLASS_WEIGHTS, "cache": CACHE_MODES}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"expected {name} to be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("batch_size", "epochs", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"expected {name} of at least 1, got {value}")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"expected learning_rate above 0, got {self.learning_rate}")
+        if self.weight_decay < 0:
+            raise ValueError(f"expected weight_decay of at least 0, got {self.weight_decay}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"expected label_smoothing in [0, 1), got {self.label_smoothing}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"expected seed in [0, 2^31), got {self.seed}")
+        if self.multi_label and self.class_weights != "none":
+            raise ValueError("expected class_weights none with multi_label, got balanced: labels there are independent")
+        if self.log_dir and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError("expected package tensorboard for log_dir, found none: pip install 'bulktag[tensorboard]'")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedHead:
+    """A head ready to be bundled, and what is known about it."""
+
+    model: keras.Model  # float32[B, D] -> calibrated scores float32[B, L]
+    labels: tuple[str, ...]
+    temperature: float  # already folded into the model
+    history: list[dict]  # per epoch: accuracy, cross_entropy, validation_accuracy, validation_cross_entropy
+    best_epoch: int  # whose weights these are, counted from 1
+    resumed_epochs: int  # epochs that came from a checkpoint
+    figures: dict[str, dict]  # per split: n, accuracy, cross_entropy, of the finished head
+    warnings: list[str]
+    warning_counts: dict[str, int]
+    settings: FitOptions  # with the rules applied
+    cached: bool  # whether the splits were in memory
+
+
+def resolve(options: TrainOptions, num_images: int) -> FitOptions:
+    """Apply the rules for what was left open.
+
+    Batch size: the power of two nearest below N / 32 within 32..512, so that small splits still take some ten steps
+    per epoch and large ones use wide matrix products. Learning rate: see LEARNING_RATES.
+    """
+    batch_size = options.batch_size or int(np.clip(2 ** int(np.log2(max(num_images / 32, 1))), 32, 512))
+    return FitOptions(
+        learning_rate=options.learning_rate or LEARNING_RATES[options.architecture],
+        weight_decay=options.weight_decay,
+        label_smoothing=0.0 if options.multi_label else options.label_smoothing,
+        batch_size=batch_size,
+        epochs=options.epochs,
+        patience=options.patience,
+        seed=options.seed,
+        multi_label=options.multi_label,
+        checkpoint_dir=options.checkpoint_dir,
+        log_dir=options.log_dir,
+    )
+
+
+def train_head(
+    examples_dir: str, options: TrainOptions, on_step: Callable[[Progress], None] | None = None
+) -> TrainedHead:
+    """Train, calibrate and measure a head.
+
+    The same seed on the same examples gives the same head, bit for bit, on the same CPU: with the splits in memory
+    or streamed, stopped and resumed or not.
+
+    Args:
+      examples_dir: folder of extracted examples, with examples.json, on any file system that TensorFlow opens.
+      options: how to train.
+      on_step: called with a `Progress` a few times a second and at the end of each epoch.
+    Raises:
+      ValueError: options or examples that cannot be trained on, in one line.
+    """
+    info = read_examples_info(examples_dir)
+    cached = _fits_in_memory(info, options)
+    scans = {split: scan_split(info, split, multi_label=options.multi_label, keep=cached) for split in SPLITS}
+    _check_splits(info, scans)
+    counts = count_warnings(info, scans)
+    settings = resolve(options, scans["train"].num_images)
+    head = build_head(
+        info.width,
+        len(info.labels),
+        architecture=options.architecture,
+        hidden=options.hidden,
+        dropout=options.dropout,
+        multi_label=options.multi_label,
+        feature_mean=scans["train"].mean_D,
+        feature_var=scans["train"].var_D,
+        seed=options.seed,
+    )
+    logits_model = build_logits_model(head)
+    state = fit_logits_model(
+        logits_model,
+        info,
+        scans,
+        settings,
+        weights_L=_class_weights(scans["train"].label_counts_L) if options.class_weights == "balanced" else None,
+        fingerprint=_fingerprint(info, options),
+        on_step=on_step,
+    )
+    temperature = 1.0 if options.multi_label else _fit_temperature(logits_model, info, scans["validation"])
+    fold_temperature(head, temperature)
+    figures = {split: _measure(logits_model, info, split, scans[split], options.multi_label) for split in SPLITS}
+    state.discard()
+    return TrainedHead(
+        model=head,
+        labels=info.labels,
+        temperature=temperature,
+        history=state.rows,
+        best_epoch=state.best_epoch,
+        resumed_epochs=state.resumed_epochs,
+        figures=figures,
+        warnings=describe_warnings(info, scans, counts, options.multi_label),
+        warning_counts=counts,
+        settings=settings,
+        cached=cached,
+    )
+
+
+def _fits_in_memory(info: ExamplesInfo, options: TrainOptions) -> bool:
+    if options.cache != "auto":
+        return options.cache == "always"
+    numbers_per_image = info.width + (len(info.labels) if options.multi_label else 1)
+    needed = 4 * numbers_per_image * sum(info.num_images.values())
+    return needed <= CACHE_MEMORY_SHARE * psutil.virtual_memory().available
+
+
+def _check_splits(info: ExamplesInfo, scans: dict[str, SplitScan]) -> None:
+    for split in ("train", "validation"):
+        if not scans[split].num_images:
+            raise ValueError(
+                f"expected labelled images in train and validation, got none usable in {split} "
+                f"(of {info.num_images[split]}): {info.folder}"
+            )
+    num_used = int((scans["train"].label_counts_L > 0).sum())
+    if num_used < 2 and len(info.labels) != 1:
+        raise ValueError(f"expected training images of at least 2 labels, got {num_used}: {info.folder}")
+
+
+def count_warnings(info: ExamplesInfo, scans: dict[str, SplitScan]) -> dict[str, int]:
+    """Count what a user should know about the examples; nothing in it stops the training.
+
+    Returns:
+      Always the same keys: "small_labels" (labels with fewer than `MIN_IMAGES_PER_LABEL` images over all splits),
+      "unlabelled", "several_labels" and "unknown_label" images over all splits, "duplicates_across_labels" (different
+      contents that stand under more than one label; 0 for multi-label), "empty_test" (0 or 1).
+    """
+    images_per_label_L = sum(scan.label_counts_L for scan in scans.values())
+    counts = {"small_labels": int((images_per_label_L < MIN_IMAGES_PER_LABEL).sum())}
+    for name in ("unlabelled", "several_labels", "unknown_label"):
+        counts[name] = sum(getattr(scan, name) for scan in scans.values())
+    counts["duplicates_across_labels"] = _count_duplicates_across_labels(scans)
+    counts["empty_test"] = int(scans["test"].num_images == 0)
+    return counts
+
+
+def _count_duplicates_across_labels(scans: dict[str, SplitScan]) -> int:
+    if any(scan.target_N is None or scan.target_N.ndim != 1 for scan in scans.values()):
+        return 0
+    content_N = np.concatenate([scan.content_N for scan in scans.values()])
+    label_N = np.concatenate([scan.target_N for scan in scans.values()])
+    pairs = np.unique(np.stack([content_N, label_N.astype(np.int64)]), axis=1)
+    labels_per_content = np.unique(pairs[0], return_counts=True)[1]
+    return int((labels_per_content > 1).sum())
+
+
+def describe_warnings(
+    info: ExamplesInfo, scans: dict[str, SplitScan], counts: dict[str, int], multi_label: bool
+) -> list[str]:
+    """Put the counts that are not 0 into short sentences, with the names of up to five labels."""
+    images_per_label_L = sum(scan.label_counts_L for scan in scans.values())
+    smallest = [f"{info.labels[i]}: {images_per_label_L[i]}" for i in np.argsort(images_per_label_L, kind="stable")[:5]]
+    shown = ", ".join(smallest[: counts["small_labels"]]) + (", ..." if counts["small_labels"] > 5 else "")
+    sentences = {
+        "small_labels": f"labels with fewer than {MIN_IMAGES_PER_LABEL} images ({shown})",
+        "unlabelled": "images without a label" + (", taken as having none" if multi_label else ", left out"),
+        "several_labels": "images with several labels, left out (train with multi-label to use them)",
+        "unknown_label": "label ids that examples.json does not know, left out",
+        "duplicates_across_labels": "images that stand under more than one label with the same content",
+    }
+    described = [f"{counts[name]} {sentence}" for name, sentence in sentences.items() if counts[name]]
+    return described + (["no image in the test split: no held-out figures"] if counts["empty_test"] else [])
+
+
+def _class_weights(counts_L: np.ndarray) -> np.ndarray:
+    """Weights with which every label that occurs counts the same and the mean weight over the images is 1."""
+    weights_L = np.zeros(len(counts_L))
+    used_L = counts_L > 0
+    weights_L[used_L] = counts_L.sum() / (used_L.sum() * counts_L[used_L])
+    return weights_L
+
+
+def _fingerprint(info: ExamplesInfo, options: TrainOptions) -> str:
+    """Digest of everything that decides the outcome of a training."""
+    decisive = dataclasses.asdict(options)
+    for name in ("checkpoint_dir", "log_dir", "cache"):
+        del decisive[name]
+    text = json.dumps([decisive, info.content], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fit_temperature(logits_model: keras.Model, info: ExamplesInfo, scan: SplitScan) -> float:
+    max_images = max(1, MAX_CALIBRATION_LOGITS // len(info.labels))
+    logits, targets, num_images = [], [], 0
+    for bottleneck_BD, target_B in evaluation_batches(info, "validation", scan, multi_label=False).as_numpy_iterator():
+        logits.append(logits_model.predict_on_batch(bottleneck_BD))
+        targets.append(target_B)
+        num_images += len(target_B)
+        if num_images >= max_images:
+            break
+    return fit_temperature(np.concatenate(logits), np.concatenate(targets))
+
+
+def _measure(logits_model: keras.Model, info: ExamplesInfo, split: str, scan: SplitScan, multi_label: bool) -> dict:
+    """Figures of a finished head on one split: {"n", "accuracy", "cross_entropy"}; None where there is no image."""
+    if not scan.num_images:
+        return {"n": 0, "accuracy": None, "cross_entropy": None}
+    values = logits_model.evaluate(evaluation_batches(info, split, scan, multi_label), return_dict=True, verbose=0)
+    return {"n": scan.num_images, "accuracy": values["accuracy"], "cross_entropy": values["cross_entropy"]}

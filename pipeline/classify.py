@@ -1,0 +1,87 @@
+"""`bulktag classify`: a few images or URLs -> a table of labels and probabilities."""
+
+import tempfile
+
+import numpy as np
+import requests
+
+from bulktag.model.engine import Engine, describe_device
+from bulktag.model.image import DEFAULT_RESIZE, BadImage, ImageLimits, load_image
+from bulktag.model.tags import rank_tags
+from bulktag.pipeline.config import ClassifyConfig
+from bulktag.pipeline.console import print_table, warn
+from bulktag.pipeline.network import resolve_bundle
+from bulktag.pipeline.runners import JobFailed
+from bulktag.transforms import files
+from bulktag.transforms.read import ReadError, read_image
+from bulktag.transforms.records import ImageRef
+
+MAX_REDIRECTS = 5
+CHUNK_BYTES = 64 << 10
+
+
+def run_classify(config: ClassifyConfig) -> dict[str, list[tuple[str, float]]]:
+    """Classify each image and print a table for each.
+
+    Returns:
+      (label, score) pairs, best first, by image; images that cannot be used are left out.
+    Raises:
+      ValueError: the request is wrong: no such model.
+      JobFailed: none of the images could be used.
+    """
+    describe_device(config.device)
+    with tempfile.TemporaryDirectory(prefix="bulktag-model-") as folder:
+        bundle, _ = resolve_bundle(config, folder, DEFAULT_RESIZE)
+        engine = Engine(bundle.tagger_graph(), 1, config.device, outputs=("bottleneck", "scores"))
+    limits = ImageLimits(config.max_bytes, config.max_pixels)
+    results = {}
+    for name in config.images:
+        try:
+            data = _read(name, config)
+            image = load_image(data, bundle.backbone.image_size_px, bundle.resize, limits)
+        except (ReadError, BadImage) as error:
+            warn(f"{name}: {error.error_type}: {error}")
+            continue
+        _, scores_BL = engine.run(image.pixels_HWC[np.newaxis])
+        results[name] = _best(scores_BL, bundle.labels, config.top_k)
+        print_table(("label", "probability"), results[name], title=name)
+    if len(results) < len(config.images):
+        raise JobFailed(f"{len(config.images) - len(results)} of {len(config.images)} images could not be used")
+    return results
+
+
+def _best(scores_BL: np.ndarray, labels: tuple[str, ...], top_k: int) -> list[tuple[str, float]]:
+    indices_BK, ranked_BK, _ = rank_tags(scores_BL, np.zeros(len(labels), np.float32), top_k)
+    return [(labels[i], float(score)) for i, score in zip(indices_BK[0], ranked_BK[0], strict=True)]
+
+
+def _read(name: str, config: ClassifyConfig) -> bytes:
+    if name.startswith(("http://", "https://")):
+        return download(name, config.max_bytes, config.timeout_s)
+    return read_image(ImageRef(files.normalise(name), (), -1, -1), config.max_bytes)[0]
+
+
+def download(url: str, max_bytes: int, timeout_s: float) -> bytes:
+    """Fetch a URL's body.
+
+    Args:
+      url: http or https.
+      max_bytes: give up once more than this has come.
+      timeout_s: give up when the server is silent for so long.
+    Raises:
+      ReadError: it cannot be had.
+      BadImage: it is too large.
+    """
+    with requests.Session() as session:
+        session.max_redirects = MAX_REDIRECTS
+        try:
+            with session.get(url, stream=True, timeout=timeout_s) as response:
+                response.raise_for_status()
+                data = bytearray()
+                for chunk in response.iter_content(CHUNK_BYTES):
+                    data += chunk
+                    if len(data) > max_bytes:
+                        raise BadImage("too_many_bytes", f"expected at most {max_bytes} bytes, got more")
+        except requests.RequestException as error:
+            raise ReadError("download_failed", str(error)) from error
+    return bytes(data)

@@ -1,0 +1,96 @@
+"""`bulktag demo`: the whole journey on images that it draws itself."""
+
+import os
+import pathlib
+import shlex
+import time
+
+from bulktag.model.drawing import draw_demo_images
+from bulktag.pipeline.classify import run_classify
+from bulktag.pipeline.config import ClassifyConfig, EvaluateConfig, ExtractConfig, TagConfig, TrainConfig
+from bulktag.pipeline.console import OUT, print_table, say
+from bulktag.pipeline.evaluate import run_evaluate
+from bulktag.pipeline.extract import run_extract
+from bulktag.pipeline.tag import run_tag
+from bulktag.pipeline.train import run_train
+
+# Another seed than the training pictures': what is tagged was never seen.
+TRAINING_SEED, NEW_SEED = 1, 2
+NEW_PER_CLASS = 25
+
+QUERY = """\
+SELECT top_label, count(*) AS images, round(avg(top_score), 3) AS mean_score, min(uri.parse_filename()) AS example
+FROM read_parquet('{tags}', hive_partitioning = true)
+GROUP BY top_label ORDER BY images DESC"""
+
+
+def run_demo(workdir: str, images_per_class: int) -> None:
+    """Draw, extract, train, evaluate, tag, classify and query.
+
+    Args:
+      workdir: folder for everything; what an earlier demo left there is replaced.
+      images_per_class: pictures drawn a class for training, validation and test together.
+    """
+    root = pathlib.Path(workdir)
+    started = time.monotonic()
+    _step("draw", f"{images_per_class} pictures of each of circle, plus, square, triangle; {NEW_PER_CLASS} new ones to tag")
+    draw_demo_images(root / "images", images_per_class, TRAINING_SEED)
+    new = draw_demo_images(root / "new", NEW_PER_CLASS, NEW_SEED)
+    broken = root / "new" / "broken.jpg"
+    broken.write_bytes(new[0].read_bytes()[:400])  # so that the errors table has something to show
+
+    paths = {name: str(root / name) for name in ("images", "new", "examples", "model", "report", "tags")}
+    _step("extract", f"bulktag extract --input {_quote(paths['images'])} --output {_quote(paths['examples'])} --backbone builtin")
+    run_extract(ExtractConfig(input=(paths["images"],), output=paths["examples"], backbone="builtin"))
+    _step("train", f"bulktag train --examples {_quote(paths['examples'])} --model {_quote(paths['model'])}")
+    run_train(TrainConfig(examples=paths["examples"], model=paths["model"]))
+    _step("evaluate", f"bulktag evaluate --examples {_quote(paths['examples'])} --model {_quote(paths['model'])} "
+          f"--output {_quote(paths['report'])}")  # fmt: skip
+    run_evaluate(EvaluateConfig(examples=paths["examples"], model=paths["model"], output=paths["report"]))
+    _step("tag", f"bulktag tag --input {_quote(paths['new'])} --model {_quote(paths['model'])} --output {_quote(paths['tags'])}")
+    run_tag(TagConfig(input=(paths["new"],), model=paths["model"], output=paths["tags"]))
+    example = str(sorted(new)[0])
+    _step("classify", f"bulktag classify --model {_quote(paths['model'])} {_quote(example)}")
+    run_classify(ClassifyConfig(images=(example,), model=paths["model"], top_k=4))
+    _query(paths["tags"])
+    OUT.print(f"done in {time.monotonic() - started:.0f} s")
+    _say_where(paths)
+
+
+def _quote(path: str) -> str:
+    return shlex.quote(path)
+
+
+def _step(name: str, text: str) -> None:
+    say()
+    say(f"== {name}: {text}")
+
+
+def _query(folder: str) -> None:
+    """Ask the Parquet a question with DuckDB, where it is installed."""
+    sql = QUERY.format(tags=f"{folder}/tags/**/*.parquet")
+    _step("query", "duckdb")
+    OUT.print(sql, markup=False)
+    OUT.print()
+    try:
+        import duckdb
+    except ImportError:
+        say("(DuckDB is not installed: pip install 'bulktag[query]')")
+        return
+    with duckdb.connect() as connection:
+        result = connection.execute(sql)
+        columns = tuple(column[0] for column in result.description)
+        print_table(columns, result.fetchall())
+    OUT.print()
+
+
+def _say_where(paths: dict[str, str]) -> None:
+    rows = [
+        ("pictures", f"{paths['images']}{os.sep}CLASS{os.sep}*"),
+        ("examples with bottlenecks", paths["examples"]),
+        ("model bundle", paths["model"]),
+        ("report, open it in a browser", f"{paths['report']}{os.sep}report.html"),
+        ("tags", f"{paths['tags']}{os.sep}tags"),
+        ("errors", f"{paths['tags']}{os.sep}errors"),
+    ]
+    print_table(("what", "where"), rows)

@@ -1,0 +1,171 @@
+"""`bulktag tag`: images or stored bottlenecks + model bundle -> Parquet of tags, Parquet of errors."""
+
+import datetime
+
+import apache_beam as beam
+
+from bulktag.model.bundle import Bundle
+from bulktag.model.engine import describe_device
+from bulktag.model.image import DEFAULT_RESIZE
+from bulktag.pipeline import outcome, publish
+from bulktag.pipeline.config import TagConfig
+from bulktag.pipeline.console import OUT, ProgressDisplay, print_table, say
+from bulktag.pipeline.network import check_examples, resolve_bundle
+from bulktag.pipeline.runners import JobFailed, choose_runner, run_pipeline
+from bulktag.transforms import files
+from bulktag.transforms.examples import ReadExamples, list_shards
+from bulktag.transforms.infer import EngineSettings, HeadHandler, InferBatches, TaggerHandler
+from bulktag.transforms.manifests import label_columns
+from bulktag.transforms.read import ReadImages
+from bulktag.transforms.records import ScoredBatch, errors_schema
+from bulktag.transforms.sources import MatchImages, Source, check_source, parse_source
+from bulktag.transforms.staging import CommitFiles, read_manifest
+from bulktag.transforms.tables import ERRORS, TAGS, TagSettings, WriteErrors, WriteTags, write_empty_table
+
+LABELS_SHOWN = 10
+# Rows of stored bottlenecks scored at once: the head is small, so a large batch keeps the overhead per row low.
+EXAMPLES_BATCH = 1024
+
+
+def run_tag(config: TagConfig) -> dict:
+    """Do the whole job.
+
+    Returns:
+      contents of run.json.
+    Raises:
+      ValueError: the request is wrong.
+      JobFailed: it could not be done.
+    """
+    output = files.normalise(config.output)
+    publish.check_output(output, "tag")
+    sources = tuple(parse_source(text) for text in config.input)
+    from_examples = {source.kind == "examples" for source in sources}
+    if len(from_examples) > 1:
+        raise ValueError("expected images or folders that extract wrote, got both: run them one after the other")
+    if from_examples == {True} and len(sources) > 1:
+        raise ValueError(f"expected one folder that extract wrote, got {len(sources)}: an image may stand in several")
+    for source in sources:
+        check_source(source, label_columns("none"))
+    runner = choose_runner(config.beam, config.workers)
+    record = outcome.RunRecord("tag", publish.new_run_id(), config)
+    record.note(run_date=_run_date(config, record), device=describe_device(config.device), runner=runner.name)
+
+    with publish.staging(output, record.run_id) as made:
+        model_dir = files.join(made.work, "model")
+        bundle, model_dir = resolve_bundle(config, model_dir, config.resize or DEFAULT_RESIZE)
+        _check_resize(config, bundle)
+        record.note(model_id=bundle.model_id, resize=bundle.resize, backbone=bundle.info["backbone"])
+        say(f"model: {bundle.model_id}, {len(bundle.labels)} labels; device: {record.facts['device']}, "
+            f"runner: {runner.name}")  # fmt: skip
+        settings = _tag_settings(config, bundle, record.run_id)
+
+        def build(pipeline: beam.Pipeline, progress_dir: str | None) -> None:
+            if from_examples == {True}:
+                build_retag(pipeline, config, sources, bundle, model_dir, settings, made.work, progress_dir)
+            else:
+                build_tag(pipeline, config, sources, bundle, model_dir, settings, made.work, progress_dir)
+
+        with ProgressDisplay("tag") as display:
+            record.note(counters=run_pipeline(runner, build, display))
+        return _finish(record, made, settings, config)
+
+
+def _run_date(config: TagConfig, record: outcome.RunRecord) -> str:
+    try:
+        date = datetime.date.fromisoformat(config.run_date) if config.run_date else record.started.date()
+    except ValueError as error:
+        raise ValueError(f"expected run_date as YYYY-MM-DD, got {config.run_date!r}") from error
+    return date.isoformat()
+
+
+def _check_resize(config: TagConfig, bundle: Bundle) -> None:
+    if config.resize and config.resize != bundle.resize:
+        raise ValueError(
+            f"expected resize {bundle.resize}, which the model was trained with, got {config.resize}: {config.model}"
+        )
+
+
+def _tag_settings(config: TagConfig, bundle: Bundle, run_id: str) -> TagSettings:
+    thresholds = tuple(max(threshold, config.min_score) for threshold in bundle.thresholds)
+    return TagSettings(
+        labels=bundle.labels, thresholds=thresholds, top_k=config.top_k, layout=config.layout, scores=config.scores,
+        embedding=config.embedding, model_id=bundle.model_id, run_id=run_id,
+    )  # fmt: skip
+
+
+def build_tag(
+    pipeline: beam.Pipeline, config: TagConfig, sources: tuple[Source, ...], bundle: Bundle, model_dir: str,
+    settings: TagSettings, staging_dir: str, progress_dir: str | None,
+) -> None:  # fmt: skip
+    """Wire the graph from images."""
+    matched = pipeline | "Match" >> MatchImages(sources, "none", progress_dir=progress_dir)
+    read = matched["refs"] | "Read" >> ReadImages(
+        bundle.backbone.image_size_px, bundle.resize, config.limits, config.batch_size, config.read_threads,
+        progress_dir=progress_dir,
+    )  # fmt: skip
+    handler = TaggerHandler(model_dir, EngineSettings(config.batch_size, config.device))
+    scored = read["batches"] | "Infer" >> InferBatches(handler, progress_dir)
+    tags = scored | "Tags" >> WriteTags(staging_dir, settings)
+    errors = (matched["errors"], read["errors"]) | "AllErrors" >> beam.Flatten()
+    error_files = errors | "Errors" >> WriteErrors(staging_dir, settings.run_id)
+    staged = (tags, error_files) | "AllFiles" >> beam.Flatten()
+    staged | CommitFiles(staging_dir, matched["num_matched"], matched["skipped"])
+
+
+def build_retag(
+    pipeline: beam.Pipeline, config: TagConfig, sources: tuple[Source, ...], bundle: Bundle, model_dir: str,
+    settings: TagSettings, staging_dir: str, progress_dir: str | None,
+) -> None:  # fmt: skip
+    """Wire the graph from stored bottlenecks: no image is touched."""
+    for source in sources:
+        check_examples(source.uri, bundle)
+    shards = tuple(uri for source in sources for uri in list_shards(source.uri))
+    read = pipeline | "Read" >> ReadExamples(shards, bundle.backbone.width, EXAMPLES_BATCH, progress_dir)
+    handler = HeadHandler(model_dir, EngineSettings(EXAMPLES_BATCH, config.device))
+    scored = read | "Infer" >> InferBatches(handler, progress_dir)
+    staged = scored | "Tags" >> WriteTags(staging_dir, settings)
+    num_read = read | "CountRead" >> beam.Map(_num_images) | beam.CombineGlobally(sum)
+    staged | CommitFiles(staging_dir, num_read)
+
+
+def _num_images(batch: ScoredBatch) -> int:
+    return len(batch.images)
+
+
+def _finish(record: outcome.RunRecord, made: publish.Staging, settings: TagSettings, config: TagConfig) -> dict:
+    """Count and publish what the workers made."""
+    manifest = read_manifest(made.work)
+    counts = outcome.count_images(manifest, (TAGS,))
+    labels = outcome.sum_labels(manifest["files"], (TAGS,))
+    errors = outcome.sum_labels(manifest["files"], (ERRORS,))
+    record.note(counts=counts, labels=labels, errors=errors, skipped=manifest["skipped"])
+    folders = {table: f"{table}/run_date={record.facts['run_date']}" for table in (TAGS, ERRORS)}
+    publish.arrange_parts(made, manifest["files"], folders)
+    for table, schema in ((TAGS, settings.schema), (ERRORS, errors_schema())):
+        if not any(file.table == table for file in manifest["files"]):
+            write_empty_table(files.join(made.final, folders[table], "part-00000-of-00001.parquet"), schema)
+    outcome.report_skipped(manifest["skipped"])
+    try:
+        outcome.check_counts(counts, config.max_error_share, "tagged")
+    except JobFailed as failure:
+        raise outcome.keep_failed(record, made, failure) from None
+    run = record.to_json("succeeded")
+    publish.publish(made, tuple(folders.values()), run)
+    _print_summary(labels, errors, run, made.output)
+    return run
+
+
+def _print_summary(labels: dict[str, int], errors: dict[str, int], run: dict, output: str) -> None:
+    most = sorted(labels.items(), key=lambda item: -item[1])
+    print_table(("top label", "images"), most[:LABELS_SHOWN])
+    if len(most) > LABELS_SHOWN:
+        OUT.print(f"... and {len(most) - LABELS_SHOWN} more labels")
+    OUT.print()
+    outcome.print_errors(errors)
+    counts = run["counts"]
+    untagged = counts["used"] - sum(labels.values())
+    note = f" ({untagged} of them without a label above its threshold)" if untagged else ""
+    OUT.print(
+        f"{counts['used']} of {counts['matched']} images tagged{note} in {run['seconds']:.1f} s "
+        f"({run['images_per_second']:.0f} images/s): {output}", markup=False
+    )  # fmt: skip
