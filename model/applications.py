@@ -104,9 +104,7 @@ def build_application(
     """
     top = {"include_top": True, "classes": classes} if include_top else {"include_top": False, "pooling": "avg"}
     try:
-        return application_constructors()[name](
-            weights=weights, input_shape=(image_size_px, image_size_px, 3), **top
-        )
+        return application_constructors()[name](weights=weights, input_shape=(image_size_px, image_size_px, 3), **top)
     except ValueError as error:
         message = first_line(error)
         if "input" not in message.lower() and "dimension" not in message.lower():

@@ -192,9 +192,7 @@ def _build_application(name: str, weights: str, image_size_px: int | None) -> Ba
     else:
         raise ValueError(f"expected a weights file .weights.h5, .h5, .keras or .pb, got {weights!r}")
     digest = weight_files.weights_digest(network.get_weights())
-    return freeze_backbone(
-        name, weights, network, applications.pixel_scaling(name), size_px, digest, BackboneSpec.kind
-    )
+    return freeze_backbone(name, weights, network, applications.pixel_scaling(name), size_px, digest, BackboneSpec.kind)
 
 
 def _build_from_keras_model(name: str, weights: str, image_size_px: int | None) -> Backbone:
@@ -204,10 +202,7 @@ def _build_from_keras_model(name: str, weights: str, image_size_px: int | None) 
     own_size_px = model.input_shape[1] or image_size_px or applications.default_image_size_px(name)
     if image_size_px not in (None, own_size_px):
         raise ValueError(f"expected the model's own image size of {own_size_px} px, got {image_size_px}: {weights!r}")
-    # A model that scales its own pixels takes them as they are.
-    first_names = [type(layer).__name__ for layer in model.layers[:3]]
-    scales_itself = {"Rescaling", "Normalization"} & set(first_names)
-    scaling = (lambda pixels: pixels) if scales_itself else applications.pixel_scaling(name)
+    scaling = (lambda pixels: pixels) if weight_files.scales_pixels(model) else applications.pixel_scaling(name)
     whole = freeze_backbone(name, weights, model, scaling, own_size_px, digest, BackboneSpec.kind)
     graph_def, _, width = adapt_graph(whole.graph_def, "pixels:0", None, own_size_px, where=weights)
     spec = dataclasses.replace(whole.spec, width=width)

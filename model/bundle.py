@@ -213,7 +213,9 @@ def load_bundle(folder: str) -> Bundle:
         if not path.is_file():
             raise ValueError(f"expected file {name} in the bundle, found none: {folder}")
         if _sha256(path) != digest:
-            raise ValueError(f"expected {name} as it was saved (sha256 {digest[:12]}...), got another content: {folder}")
+            raise ValueError(
+                f"expected {name} as it was saved (sha256 {digest[:12]}...), got another content: {folder}"
+            )
     return Bundle(
         folder=str(root),
         model_id=info["model_id"],

@@ -121,6 +121,8 @@ def decode_to_rgb(data: bytes, limits: ImageLimits, choose_scale: Callable[[int,
     # Pillow's own, process-wide limit must not strike before ours; it stays as a backstop inside its plugins.
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.max_pixels)
+    if decoder is PngImageFile:
+        data = _bare_png(data)
     with _as_bad_image(data):
         image = decoder(io.BytesIO(data))
     width, height = image.size
@@ -155,6 +157,22 @@ def _recognise(data: bytes) -> type[ImageFile]:
     if other:
         raise BadImage("unsupported_format", f"expected one of the decoded formats, got {other}")
     raise BadImage("not_an_image", f"expected an image, got {len(data)} bytes that begin with {data[:12]!r}")
+
+
+def _bare_png(data: bytes) -> bytes:
+    """A PNG without the chunks that say nothing about its pixels.
+
+    A damaged colour profile, a bomb of compressed text or a broken animation are no reason for a viewer to refuse the
+    picture, but they are for Pillow.
+    """
+    pieces, start = [data[:8]], 8
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        # An upper-case first letter marks the critical chunks (PNG specification, 5.4).
+        if data[start + 4 : start + 5].isupper() or data[start + 4 : start + 8] in (b"tRNS", b"eXIf"):
+            pieces.append(data[start:end])
+        start = end
+    return b"".join(pieces)
 
 
 def _heif_brands(data: bytes) -> set[bytes]:

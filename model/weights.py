@@ -127,12 +127,27 @@ def check_fits(model, name: str, path: str) -> list[np.ndarray]:
     Raises:
       ValueError: the model is not built on that network.
     """
-    expected = build_application(name, default_image_size_px(name)).weights
+    network = build_application(name, default_image_size_px(name))
+    expected = [tuple(weight.shape) for weight in network.weights]
     arrays = model.get_weights()
-    held = Counter(array.shape for array in arrays)
-    if [array.shape for array in arrays[: len(expected)]] != [tuple(weight.shape) for weight in expected]:
-        raise ValueError(_misfit(name, Counter(tuple(weight.shape) for weight in expected), held, path))
-    return arrays[: len(expected)]
+    held = [array.shape for array in arrays]
+    for start in range(len(held) - len(expected) + 1):  # layers of the user's may stand before the network
+        if held[start : start + len(expected)] == expected:
+            return arrays[start : start + len(expected)]
+    raise ValueError(_misfit(name, Counter(expected), Counter(held), path))
+
+
+def scales_pixels(model) -> bool:
+    """Whether a model brings pixels of 0..255 to its own range, by a layer or by arithmetic before its network."""
+    import keras
+
+    for layer in model.layers:
+        kind = type(layer).__name__
+        if isinstance(layer, keras.Model) or "Conv" in kind:
+            return False
+        if kind in ("Rescaling", "Normalization", "TrueDivide", "Divide", "Multiply", "Subtract", "Add", "GetItem"):
+            return True
+    return False
 
 
 def _held_shapes(path: str) -> Counter:
@@ -195,7 +210,9 @@ def _load_hdf5(model, path: str) -> None:
             with _quiet_keras():
                 model.load_weights(str(link))
         except (ValueError, KeyError, OSError) as error:
-            raise ValueError(f"cannot load weights into {model.name} ({first_line(error)}): weights={path!r}") from error
+            raise ValueError(
+                f"cannot load weights into {model.name} ({first_line(error)}): weights={path!r}"
+            ) from error
 
 
 def _set_weights(model, arrays: list[np.ndarray]) -> None:

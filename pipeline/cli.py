@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import bulktag
+from bulktag.pipeline.quiet import import_tensorflow, quiet_environment
 
 # Heavy imports (TensorFlow, Beam) happen inside the functions: `--help` and a typo answer at once.
 
@@ -57,15 +58,17 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="replace one value")
     run.add_argument("--dry-run", action="store_true", help="check the file, print what would be done, do nothing")
     demo = _add_verb(verbs, "demo", "Draw images, and do the whole journey on them.", "Example: bulktag demo")
-    demo.add_argument("--workdir", default="bulktag-demo", metavar="DIR", help="folder for everything (default: %(default)s)")
-    demo.add_argument("--images-per-class", type=int, default=110, metavar="N", help="images drawn a class (default: %(default)s)")
+    demo.add_argument(
+        "--workdir", default="bulktag-demo", metavar="DIR", help="folder for everything (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--images-per-class", type=int, default=110, metavar="N", help="images drawn a class (default: %(default)s)"
+    )
     return parser
 
 
 def _add_verb(verbs, name: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    return verbs.add_parser(
-        name, help=description, description=description, epilog=epilog, allow_abbrev=False
-    )
+    return verbs.add_parser(name, help=description, description=description, epilog=epilog, allow_abbrev=False)
 
 
 def add_config_verb(verbs, name: str, kind: type) -> None:
@@ -106,6 +109,7 @@ def _help_text(field: dataclasses.Field) -> str:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command and exit."""
+    quiet_environment()
     code = run_command(sys.argv[1:] if arguments is None else arguments)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -158,7 +162,9 @@ def _guarded(verb: str, work: Callable[[], Any]) -> int:
 
 def _is_users_mistake(error: ValueError) -> bool:
     """Our own checks say what they expected; any other ValueError is a bug and keeps its traceback."""
-    return type(error) is ValueError and str(error).startswith(("expected ", *(f"{verb}: expected " for verb in _JOB_NAMES)))
+    return type(error) is ValueError and str(error).startswith(
+        ("expected ", *(f"{verb}: expected " for verb in _JOB_NAMES))
+    )
 
 
 _JOB_NAMES = ("extract", "train", "evaluate", "tag")
@@ -173,9 +179,7 @@ def _require_tensorflow() -> None:
         raise UsageError(
             "bulktag: expected TensorFlow, found none: pip install 'bulktag[cpu]', or 'bulktag[gpu]' with CUDA"
         )
-    from bulktag.pipeline.runners import quiet_libraries
-
-    quiet_libraries()
+    import_tensorflow()
 
 
 def _run_job(parsed: argparse.Namespace, rest: list[str]) -> int:
@@ -191,9 +195,9 @@ def _run_job(parsed: argparse.Namespace, rest: list[str]) -> int:
         config = build_config(kind, {**values, **({"beam": rest} if rest else {})})
     except ValueError as error:
         raise UsageError(f"bulktag {parsed.verb}: {error}") from error
-    _require_tensorflow()
     if rest:
         _check_rest(parsed.verb, rest, names)
+    _require_tensorflow()
     return _guarded(parsed.verb, lambda: run_stage(parsed.verb, config))
 
 
@@ -250,13 +254,13 @@ def _run_file(parsed: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _run_demo(parsed: argparse.Namespace, rest: list[str]) -> int:
-    from bulktag.pipeline.demo import run_demo
-
     if rest:
         raise UsageError(f"bulktag demo: {_unknown_flag(rest[0], ('workdir', 'images_per_class'))}")
     if parsed.images_per_class < 10:
         raise UsageError(f"bulktag demo: expected images-per-class of at least 10, got {parsed.images_per_class}")
     _require_tensorflow()
+    from bulktag.pipeline.demo import run_demo
+
     return _guarded("demo", lambda: run_demo(parsed.workdir, parsed.images_per_class))
 
 

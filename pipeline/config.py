@@ -105,7 +105,9 @@ class TrainConfig:
     batch_size: int = option(0, "examples a step; 0: chosen by the number of examples", metavar="N")
     epochs: int = option(60, "most passes over the training examples", metavar="N")
     patience: int = option(6, "stop after this many epochs without a lower validation cross-entropy", metavar="N")
-    class_weights: str = option("none", "balanced: rare classes count as much as common ones", choices=("none", "balanced"))
+    class_weights: str = option(
+        "none", "balanced: rare classes count as much as common ones", choices=("none", "balanced")
+    )
     multi_label: bool = option(False, "several labels an image: sigmoid instead of softmax")
     seed: int = option(0, "the same seed and examples give the same head", metavar="N")
     cache: str = option("auto", "keep examples in memory: auto, if they fit", choices=("auto", "always", "never"))

@@ -33,21 +33,30 @@ def run_demo(workdir: str, images_per_class: int) -> None:
     """
     root = pathlib.Path(workdir)
     started = time.monotonic()
-    _step("draw", f"{images_per_class} pictures of each of circle, plus, square, triangle; {NEW_PER_CLASS} new ones to tag")
+    _step(
+        "draw",
+        f"{images_per_class} pictures of each of circle, plus, square, triangle; {NEW_PER_CLASS} new ones to tag",
+    )
     draw_demo_images(root / "images", images_per_class, TRAINING_SEED)
     new = draw_demo_images(root / "new", NEW_PER_CLASS, NEW_SEED)
     broken = root / "new" / "broken.jpg"
     broken.write_bytes(new[0].read_bytes()[:400])  # so that the errors table has something to show
 
     paths = {name: str(root / name) for name in ("images", "new", "examples", "model", "report", "tags")}
-    _step("extract", f"bulktag extract --input {_quote(paths['images'])} --output {_quote(paths['examples'])} --backbone builtin")
+    _step(
+        "extract",
+        f"bulktag extract --input {_quote(paths['images'])} --output {_quote(paths['examples'])} --backbone builtin",
+    )
     run_extract(ExtractConfig(input=(paths["images"],), output=paths["examples"], backbone="builtin"))
     _step("train", f"bulktag train --examples {_quote(paths['examples'])} --model {_quote(paths['model'])}")
     run_train(TrainConfig(examples=paths["examples"], model=paths["model"]))
     _step("evaluate", f"bulktag evaluate --examples {_quote(paths['examples'])} --model {_quote(paths['model'])} "
           f"--output {_quote(paths['report'])}")  # fmt: skip
     run_evaluate(EvaluateConfig(examples=paths["examples"], model=paths["model"], output=paths["report"]))
-    _step("tag", f"bulktag tag --input {_quote(paths['new'])} --model {_quote(paths['model'])} --output {_quote(paths['tags'])}")
+    _step(
+        "tag",
+        f"bulktag tag --input {_quote(paths['new'])} --model {_quote(paths['model'])} --output {_quote(paths['tags'])}",
+    )
     run_tag(TagConfig(input=(paths["new"],), model=paths["model"], output=paths["tags"]))
     example = str(sorted(new)[0])
     _step("classify", f"bulktag classify --model {_quote(paths['model'])} {_quote(example)}")

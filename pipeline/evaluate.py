@@ -83,9 +83,7 @@ class _Scored:
 def _score(config: EvaluateConfig, examples: str, bundle: Bundle, record: outcome.RunRecord) -> _Scored:
     """Run the head over a split; images whose labels the model cannot be held to are left out and counted."""
     splits = SPLITS if config.split == "all" else (config.split,)
-    engine = Engine(
-        bundle.head_graph(), config.batch_size, config.device, inputs=("bottleneck",), outputs=("scores",)
-    )
+    engine = Engine(bundle.head_graph(), config.batch_size, config.device, inputs=("bottleneck",), outputs=("scores",))
     record.note(device=engine.device)
     label_ids = {label: i for i, label in enumerate(bundle.labels)}
     scored = _Scored(len(bundle.labels))
@@ -109,7 +107,9 @@ def _num_images(examples: str, splits: tuple[str, ...]) -> int:
     return sum(counts[split] for split in splits)
 
 
-def _usable(batch: ScoredBatch, label_ids: dict[str, int], multi_label: bool, unknown: collections.Counter) -> list[int]:
+def _usable(
+    batch: ScoredBatch, label_ids: dict[str, int], multi_label: bool, unknown: collections.Counter
+) -> list[int]:
     """Rows with labels that the model knows; the others' labels are counted."""
     keep = []
     for i, image in enumerate(batch.images):
@@ -123,7 +123,9 @@ def _usable(batch: ScoredBatch, label_ids: dict[str, int], multi_label: bool, un
 def _warn_of_unusable(record: outcome.RunRecord, num_read: int, num_used: int, unknown: collections.Counter) -> None:
     if unknown:
         names = ", ".join(f"{label} ({count})" for label, count in unknown.most_common(5))
-        record.warn(f"{sum(unknown.values())} images have labels that the model does not know and are left out: {names}")
+        record.warn(
+            f"{sum(unknown.values())} images have labels that the model does not know and are left out: {names}"
+        )
     if num_read - num_used - sum(unknown.values()) > 0:
         record.warn(f"{num_read - num_used - sum(unknown.values())} images without exactly one label are left out")
 

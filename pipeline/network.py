@@ -22,9 +22,7 @@ def _local_weights(weights: str, folder: str) -> str:
         return weights
     uri = files.normalise(weights)
     if not files.exists(uri) or files.is_folder(uri):
-        raise ValueError(
-            f"expected weights imagenet, builtin, random:SEED or a file that exists, got {weights!r}"
-        )
+        raise ValueError(f"expected weights imagenet, builtin, random:SEED or a file that exists, got {weights!r}")
     return uri if files.is_local(uri) else files.fetch_file(uri, os.path.join(folder, uri.rsplit("/", 1)[-1]))
 
 

@@ -58,7 +58,9 @@ def check_output(output: str, job: str) -> None:
     if files.exists(run_file):
         found = json.loads(files.read_bytes(run_file)).get("job")
         if found != job:
-            raise ValueError(f"expected the output of an earlier {job}, or an empty folder, got that of {found}: {output}")
+            raise ValueError(
+                f"expected the output of an earlier {job}, or an empty folder, got that of {found}: {output}"
+            )
         return
     if files.is_local(output):
         others = [name for name in os.listdir(output) if not name.startswith(".") and name != FAILED]

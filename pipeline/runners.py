@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import errno
-import logging
 import os
 import shlex
 import sys
@@ -43,7 +42,9 @@ def check_beam_options(flags: tuple[str, ...], also: list[str] | None = None) ->
     except SystemExit as error:  # argparse exits where a value is wrong
         raise ValueError(f"expected Beam options that Beam accepts, got: {shlex.join(flags)}") from error
     if unknown:
-        names = [name for action in parser._actions for name in action.option_strings]  # argparse lists them nowhere else
+        names = [
+            name for action in parser._actions for name in action.option_strings
+        ]  # argparse lists them nowhere else
         raise ValueError(unknown_flag_message(unknown[0], [*(also or ()), *names]))
     return PipelineOptions(list(flags))
 
@@ -111,7 +112,7 @@ def _make_runner(choice: RunnerChoice):
     # Beam's own multi_processing mode puts the interpreter's path into a shell line unquoted, so the worker processes
     # are named here and the mode stays at its default.
     choice.options.view_as(DirectOptions).direct_num_workers = choice.workers
-    command = f"exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
+    command = f"exec {shlex.quote(sys.executable)} -m bulktag.pipeline.worker"
     return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command_string=command))
 
 
@@ -192,11 +193,3 @@ def _counters(result) -> dict[str, int]:
         name = f"{counter.key.metric.namespace}/{counter.key.metric.name}"
         counters[name] = counters.get(name, 0) + counter.result
     return counters
-
-
-def quiet_libraries() -> None:
-    """Keep TensorFlow and Beam from talking over the job's own lines; a bug still shows its traceback."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    for name in ("apache_beam", "tensorflow", "absl", "root"):
-        logging.getLogger(name).setLevel(logging.ERROR)

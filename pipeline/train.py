@@ -62,7 +62,10 @@ def run_train(config: TrainConfig) -> dict:
         run = record.to_json("succeeded")
         publish.publish(made, ENTRIES, run)
     files.delete_folder(files.join(output, CHECKPOINTS))
-    OUT.print(f"model {run['model_id']}, {len(trained.labels)} labels, trained in {run['seconds']:.1f} s: {output}", markup=False)
+    OUT.print(
+        f"model {run['model_id']}, {len(trained.labels)} labels, trained in {run['seconds']:.1f} s: {output}",
+        markup=False,
+    )
     return run
 
 

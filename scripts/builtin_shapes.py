@@ -115,9 +115,8 @@ def _arrow(rng: np.random.Generator, heads: int) -> np.ndarray:
 
 def _chevron(rng: np.random.Generator) -> np.ndarray:
     thick, tip = rng.uniform(0.35, 0.6), rng.uniform(0.5, 0.9)
-    return _points(
-        -0.8, tip - 0.5, 0, -0.5, 0.8, tip - 0.5, 0.8, tip - 0.5 + thick, 0, -0.5 + thick, -0.8, tip - 0.5 + thick
-    )
+    upper = _points(-0.8, tip - 0.5, 0, -0.5, 0.8, tip - 0.5)
+    return np.concatenate([upper, upper[::-1] + np.array([0, thick])])
 
 
 def _pacman(rng: np.random.Generator) -> np.ndarray:

@@ -182,10 +182,8 @@ class WriteExamples(beam.PTransform):
 
     def expand(self, batches):
         """Wire it."""
-        return (
-            batches
-            | "WriteShards"
-            >> beam.ParDo(_WriteShards(self.staging_dir, self.settings), beam.pvalue.AsList(self.labels))
+        return batches | "WriteShards" >> beam.ParDo(
+            _WriteShards(self.staging_dir, self.settings), beam.pvalue.AsList(self.labels)
         ).with_output_types(StagedFile)
 
 
@@ -221,10 +219,14 @@ def read_shard(uri: str, width: int, batch_size: int) -> Iterator[ScoredBatch]:
 
 def _images(parsed: dict) -> list[ImageInfo]:
     labels = parsed["image/class/text"].to_list()
-    columns = (parsed[f"image/{name}"].numpy().tolist() for name in ("uri", "sha256", "bytes", "modified", "width", "height"))
+    columns = (
+        parsed[f"image/{name}"].numpy().tolist() for name in ("uri", "sha256", "bytes", "modified", "width", "height")
+    )
     return [
         ImageInfo(uri.decode(), tuple(label.decode() for label in names), num_bytes, modified, sha256, width, height)
-        for (uri, sha256, num_bytes, modified, width, height), names in zip(zip(*columns, strict=True), labels, strict=True)
+        for (uri, sha256, num_bytes, modified, width, height), names in zip(
+            zip(*columns, strict=True), labels, strict=True
+        )
     ]
 
 

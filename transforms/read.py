@@ -101,9 +101,7 @@ def load_ref(
     pixels_HWC[:] = image.pixels_HWC
     digest = hashlib.sha256(data).digest()
     encoded = data if keep_encoded else None
-    return ImageInfo(
-        ref.uri, tuple(ref.labels), num_bytes, modified_us, digest, image.width, image.height, encoded
-    )
+    return ImageInfo(ref.uri, tuple(ref.labels), num_bytes, modified_us, digest, image.width, image.height, encoded)
 
 
 class _LoadImages(beam.DoFn):

@@ -185,7 +185,7 @@ class _FindImages(beam.DoFn):
     def process(self, source: Source):
         for item in find_images(source, self._labels, self._separator):
             if isinstance(item, ImageRef):
-                yield item.uri, item
+                yield item
             else:
                 yield beam.pvalue.TaggedOutput(ERRORS if isinstance(item, ImageError) else SKIPPED, item)
 
@@ -204,6 +204,32 @@ def _merge_and_count(keyed_refs, progress_dir: str | None) -> ImageRef:
         beam.metrics.Metrics.counter("match", "named_again").inc(len(refs) - 1)
     add_progress(progress_dir, matched=1)
     return merge_refs(refs)
+
+
+def _key_by_uri(item) -> tuple:
+    return item.uri, item
+
+
+def _first(keyed_items):
+    return min(keyed_items[1])
+
+
+@dataclasses.dataclass(eq=False)
+class _EachUriOnce(beam.PTransform):
+    """Records of one kind, one for each URI."""
+
+    kind: type
+
+    def __post_init__(self):
+        super().__init__()
+
+    def expand(self, items):
+        return (
+            items
+            | beam.Map(_key_by_uri).with_output_types(tuple[str, self.kind])
+            | beam.GroupByKey()
+            | beam.Map(_first).with_output_types(self.kind)
+        )
 
 
 @dataclasses.dataclass(eq=False)
@@ -238,17 +264,16 @@ class MatchImages(beam.PTransform):
             | "Sources" >> beam.Create(self.sources)
             | "SpreadSources" >> beam.Reshuffle()
             | "FindImages"
-            >> beam.ParDo(_FindImages(self.labels, self.separator))
-            .with_outputs(ERRORS, SKIPPED, main="found")
-            .with_output_types(tuple[str, ImageRef], **{ERRORS: ImageError, SKIPPED: SkippedFile})
+            >> beam.ParDo(_FindImages(self.labels, self.separator)).with_outputs(ERRORS, SKIPPED, main="found")
         )
         refs = (
             found["found"]
+            | "KeyByUri" >> beam.Map(_key_by_uri).with_output_types(tuple[str, ImageRef])
             | "EachUriOnce" >> beam.GroupByKey()
             | "MergeRefs" >> beam.Map(_merge_and_count, self.progress_dir).with_output_types(ImageRef)
         )
         # Overlapping sources find the same unreadable folder, and the same hidden file, once each.
-        errors = found[ERRORS] | "EachErrorOnce" >> beam.Distinct()
-        skipped = found[SKIPPED] | "EachSkippedOnce" >> beam.Distinct()
+        errors = found[ERRORS] | "EachErrorOnce" >> _EachUriOnce(ImageError)
+        skipped = found[SKIPPED] | "EachSkippedOnce" >> _EachUriOnce(SkippedFile)
         num_matched = (refs, errors) | "AllMatched" >> beam.Flatten() | beam.combiners.Count.Globally()
         return {"refs": refs, ERRORS: errors, SKIPPED: skipped, "num_matched": num_matched}

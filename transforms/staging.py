@@ -35,9 +35,7 @@ def _write_manifest(_, staging_dir: str, staged, num_matched: int, skipped, labe
     manifest = {
         "files": sorted(staged, key=lambda file: (file.table, file.uri)),
         "num_matched": num_matched,
-        "skipped": {
-            reason: {"count": count, "examples": sorted(examples)} for reason, (count, examples) in skipped
-        },
+        "skipped": {reason: {"count": count, "examples": sorted(examples)} for reason, (count, examples) in skipped},
         "labels": sorted(labels),
     }
     files.write_bytes(files.join(staging_dir, MANIFEST_NAME), json.dumps(manifest).encode())

@@ -261,8 +261,9 @@ class WriteTags(beam.PTransform):
         return (
             batches
             | "BuildTags" >> beam.Map(_build_tags_now, self.settings).with_output_types(pa.RecordBatch)
-            | "WriteTags" >> beam.ParDo(_WriteTable(self.staging_dir, TAGS, self.settings.schema))
-        ).with_output_types(StagedFile)
+            | "WriteTags"
+            >> beam.ParDo(_WriteTable(self.staging_dir, TAGS, self.settings.schema)).with_output_types(StagedFile)
+        )
 
 
 def _build_tags_now(batch: ScoredBatch, settings: TagSettings) -> pa.RecordBatch:
@@ -294,5 +295,6 @@ class WriteErrors(beam.PTransform):
             errors
             | beam.BatchElements(min_batch_size=100, max_batch_size=10_000)
             | "BuildErrors" >> beam.Map(_build_errors_now, self.run_id).with_output_types(pa.RecordBatch)
-            | "WriteErrors" >> beam.ParDo(_WriteTable(self.staging_dir, ERRORS, errors_schema()))
-        ).with_output_types(StagedFile)
+            | "WriteErrors"
+            >> beam.ParDo(_WriteTable(self.staging_dir, ERRORS, errors_schema())).with_output_types(StagedFile)
+        )
