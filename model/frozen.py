@@ -85,7 +85,10 @@ def adapt_graph(
             raise ValueError(
                 f"cannot feed {size_px} px pictures to {image.name} ({first_line(error)}): {where}"
             ) from error
-        bottleneck = _pooled(_named(graph, graph_bottleneck, where) or _find_bottleneck(graph, fed, where))
+        if graph_bottleneck:
+            bottleneck = _pooled(_tensor(graph, graph_bottleneck, where, "graph/"))
+        else:
+            bottleneck = _pooled(_find_bottleneck(graph, fed, where))
         width = int(np.prod(bottleneck.shape[1:])) if None not in bottleneck.shape[1:] else None
         if not width or not bottleneck.dtype.is_floating:
             raise ValueError(
@@ -116,10 +119,6 @@ def _tensor(graph: tf.Graph, name: str, where: str, prefix: str = "") -> tf.Tens
         return graph.get_tensor_by_name(full_name)
     except (KeyError, ValueError) as error:
         raise ValueError(f"expected a tensor of the graph, got {name!r}: {where}") from error
-
-
-def _named(graph: tf.Graph, name: str | None, where: str) -> tf.Tensor | None:
-    return _tensor(graph, name, where, "graph/") if name else None
 
 
 def _find_input(graph: tf.Graph, where: str) -> tf.Tensor:

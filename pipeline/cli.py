@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--workdir", default="bulktag-demo", metavar="DIR", help="folder for everything (default: %(default)s)"
     )
     demo.add_argument(
-        "--images-per-class", type=int, default=110, metavar="N", help="images drawn a class (default: %(default)s)"
+        "--images-per-class", type=int, default=150, metavar="N", help="images drawn a class (default: %(default)s)"
     )
     return parser
 

@@ -37,9 +37,7 @@ def examples_dir(demo_images, tmp_path_factory) -> pathlib.Path:
     from bulktag.pipeline.extract import run_extract
 
     folder = tmp_path_factory.mktemp("extracted") / "examples"
-    run_extract(
-        ExtractConfig(input=(str(demo_images),), output=str(folder), backbone="builtin", split=(0.5, 0.2, 0.3))
-    )
+    run_extract(ExtractConfig(input=(str(demo_images),), output=str(folder), backbone="builtin", split=(0.5, 0.2, 0.3)))
     return folder
 
 

@@ -155,7 +155,7 @@ def test_batch_built_in_before_the_bottleneck_is_refused():
     with tf.Graph().as_default() as graph:
         fixed = tf.reshape(v1.placeholder(tf.float32, [1, SIZE_PX, SIZE_PX, 3], "input"), [1, SIZE_PX, SIZE_PX, 3])
         tf.reduce_mean(_convolve(fixed), [1, 2], name="pool")
-    with pytest.raises(ValueError, match="3 pictures|cannot feed"):
+    with pytest.raises(ValueError, match=r"3 pictures|cannot feed"):
         adapt_graph(graph.as_graph_def(), None, None, None, where="a.pb")
 
 
@@ -164,7 +164,7 @@ def test_graph_that_reads_files_is_refused():
         picture = v1.placeholder(tf.float32, [None, SIZE_PX, SIZE_PX, 3], "input")
         stolen = tf.strings.length(tf.io.read_file("/etc/hostname"))
         tf.add(tf.reduce_mean(_convolve(picture), [1, 2]), tf.cast(stolen, tf.float32), name="pool_3")
-    with pytest.raises(ValueError, match="only computes, got operation (StringLength|ReadFile)"):
+    with pytest.raises(ValueError, match="expected a graph that only computes, got operation"):
         adapt_graph(graph.as_graph_def(), None, None, None, where="a.pb")
 
 

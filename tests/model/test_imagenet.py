@@ -32,7 +32,13 @@ def test_labels_stand_in_the_order_of_the_converted_network(shared_data):
 
 # Classifiers of every kind: a Dense layer (most), a convolution of 1x1 (MobileNet, MobileNetV3), hidden layers (VGG).
 @pytest.mark.parametrize(
-    ("name", "width"), [("mobilenet_v2", 1280), ("mobilenet", 1024), ("mobilenet_v3_small", 1024), ("vgg16", 4096)]
+    ("name", "width"),
+    [
+        ("mobilenet", 1024),
+        pytest.param("mobilenet_v2", 1280, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v3_small", 1024, marks=pytest.mark.slow),
+        pytest.param("vgg16", 4096, marks=pytest.mark.slow),
+    ],
 )
 def test_backbone_and_head_together_are_the_whole_network(name, width):
     backbone, head, labels = build_imagenet_classifier(name, "random:0", image_size_px=SMALL_PX)
@@ -69,7 +75,7 @@ def test_model_of_other_classes_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("name", "weights"), [("builtin", "builtin"), ("pixels", "none"), ("any", "graph.pb")])
 def test_backbone_without_imagenet_classes_is_refused(name, weights):
-    with pytest.raises(ValueError, match="expected a network of keras.applications for the imagenet model"):
+    with pytest.raises(ValueError, match=r"expected a network of keras.applications for the imagenet model"):
         build_imagenet_classifier(name, weights)
 
 
