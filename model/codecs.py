@@ -42,6 +42,9 @@ _HEADER_BYTES = 65536
 # fuzzers stop at 500 scans (`fuzz/decompress.cc`); a camera's or an encoder's file has at most about 15.
 MAX_JPEG_SCANS = 500
 
+# Longest row of a run-length encoded BMP, pixels: the widest screen by far.
+MAX_RLE_WIDTH = 65_536
+
 # What Pillow 12 raises on damaged bytes. OSError: a decoder's error code, or data that end early. SyntaxError: a
 # header that is refused (`ImageFile` turns IndexError, TypeError, KeyError, EOFError and struct.error of its plugins'
 # headers into it). ValueError: values out of range, text-chunk bombs. The other ones come up where a plugin reads on
@@ -128,13 +131,20 @@ def decode_to_rgb(data: bytes, limits: ImageLimits, choose_scale: Callable[[int,
     width, height = image.size
     if width * height > limits.max_pixels:
         raise BadImage("too_many_pixels", f"expected at most {limits.max_pixels} pixels, got {width} x {height}")
-    scale = choose_scale(width, height) if decoder is JpegImageFile else 1
     _check_scans(image, data)
+    _check_run_lengths(image)
+    scale = choose_scale(width, height) if decoder is JpegImageFile else 1
+    covered = image.tile[0].extents if decoder is GifImageFile and image.tile else None
     with _as_bad_image(data, image):
         if scale > 1:
             image.draft(None, (width // scale, height // scale))
         image.load()
-        return DecodedImage(_to_rgb(image, data), scale, width, height, _read_orientation(image))
+        rgb = None if _is_deep(image) else _to_rgb(image, data)
+    if rgb is None:
+        rgb = _deep_to_rgb(image)
+    if covered not in (None, (0, 0, width, height)):
+        rgb = _on_white_canvas(rgb, covered)
+    return DecodedImage(rgb, scale, width, height, _read_orientation(image))
 
 
 def _recognise(data: bytes) -> type[ImageFile]:
@@ -230,12 +240,9 @@ def _is_cut_short(data: bytes, image: ImageFile | None) -> bool:
             start += num_bytes
         return start > len(data)
     if isinstance(image, TiffImageFile):
-        tags = image.tag_v2
-        for offsets, counts in _TIFF_PIECES:
-            if any(
-                offset + count > len(data)
-                for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
-            ):
+        for offset_tag, count_tag in _TIFF_PIECES:
+            pieces = zip(image.tag_v2.get(offset_tag, ()), image.tag_v2.get(count_tag, ()), strict=False)
+            if any(isinstance(offset, int) and offset + count > len(data) for offset, count in pieces):
                 return True
     # Before there is an image: a TIFF's directory, which often comes last.
     return data[:4] in (b"II*\0", b"MM\0*") and _tiff_directory(data) + 2 > len(data)
@@ -255,6 +262,19 @@ def _check_scans(image: ImageFile, data: bytes) -> None:
         raise BadImage("corrupt", f"expected at most {MAX_JPEG_SCANS} scans in a progressive JPEG, got {num_scans}")
 
 
+def _check_run_lengths(image: ImageFile) -> None:
+    """Run-length encoded BMP, which Pillow decodes in Python."""
+    if not isinstance(image, BmpImageFile):
+        return
+    compression = image.info.get("compression")
+    if compression == BmpImageFile.COMPRESSIONS["RLE4"]:
+        # Pillow 12.3 loses a nibble of every odd absolute run; the picture comes out as stripes.
+        raise BadImage("unsupported_format", "expected another BMP compression, got RLE4")
+    # One "delta" code makes Pillow allocate 255 rows before it looks at the height.
+    if compression == BmpImageFile.COMPRESSIONS["RLE8"] and image.width > MAX_RLE_WIDTH:
+        raise BadImage("too_many_pixels", f"expected an RLE8 row of at most {MAX_RLE_WIDTH} pixels, got {image.width}")
+
+
 def _read_orientation(image: ImageFile) -> int:
     """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense, as in a viewer.
 
@@ -272,12 +292,14 @@ def _read_orientation(image: ImageFile) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
+def _is_deep(image: ImageFile) -> bool:
+    return image.mode[0] in "IF"  # I;16, I;16B, I, F
+
+
 def _to_rgb(image: ImageFile, data: bytes) -> Image.Image:
-    """Any mode that Pillow decodes to -> RGB, 8 bit, transparency on white."""
+    """Any mode of at most 8 bits a sample -> RGB, transparency on white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode[0] in "IF":
-        return _deep_to_rgb(image)
     if image.format == "PNG" and "transparency" in image.info and image.mode != "P":
         image.info["transparency"] = _png_colour_key(image.info["transparency"], bit_depth=data[24])
     if not image.has_transparency_data:
@@ -286,6 +308,13 @@ def _to_rgb(image: ImageFile, data: bytes) -> Image.Image:
     on_white = Image.new("RGB", rgba.size, (255, 255, 255))
     on_white.paste(rgba, mask=rgba)
     return on_white
+
+
+def _on_white_canvas(rgb: Image.Image, covered: tuple[int, int, int, int]) -> Image.Image:
+    """What a GIF's first frame leaves of the canvas is transparent in a viewer; Pillow gives it a palette's colour."""
+    canvas = Image.new("RGB", rgb.size, (255, 255, 255))
+    canvas.paste(rgb.crop(covered), covered[:2])
+    return canvas
 
 
 def _png_colour_key(key: int | tuple[int, int, int], bit_depth: int) -> int | tuple[int, int, int]:
@@ -303,7 +332,7 @@ def _deep_to_rgb(image: ImageFile) -> Image.Image:
     """
     samples = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
-    bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+    bits = int(tags.get(ExifTags.Base.BitsPerSample, (16,))[0])
     is_signed = tags.get(ExifTags.Base.SampleFormat, (1,))[0] == 2
     if image.mode == "F":
         samples = np.nan_to_num(samples, nan=0.0)

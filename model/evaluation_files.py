@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from bulktag.model.metrics import ConfusedPair, Evaluation, LabelFigures, MultiLabelEvaluation
@@ -80,7 +81,8 @@ def draw_confusion(confusion_LL: np.ndarray, labels: Sequence[str]) -> bytes:
     figure = Figure(figsize=(side_inches + 0.8, side_inches), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     share_LL = confusion_LL / np.maximum(confusion_LL.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(share_LL, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    # The square root of the share as darkness: a pair mixed up in one case of fifty would be white otherwise.
+    image = axes.imshow(share_LL, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
     axes.set_xlabel("predicted")
     axes.set_ylabel("actual")
     if num <= MAX_LABELS_WITH_NAMES:
@@ -89,7 +91,7 @@ def draw_confusion(confusion_LL: np.ndarray, labels: Sequence[str]) -> bytes:
         axes.set_yticks(range(num), names, fontsize=font_points)
     if num <= MAX_LABELS_WITH_COUNTS:
         for actual, predicted in zip(*np.nonzero(confusion_LL), strict=True):
-            colour = "white" if share_LL[actual, predicted] > 0.6 else "black"
+            colour = "white" if share_LL[actual, predicted] > 0.36 else "black"
             text = str(confusion_LL[actual, predicted])
             axes.text(predicted, actual, text, ha="center", va="center", color=colour, fontsize=font_points)
     figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label="share of the actual label")

@@ -38,6 +38,8 @@ def import_tensorflow() -> None:
             sys.stderr.write(held.read().decode(errors="replace"))
             raise
         os.dup2(saved, 2)
+    # Beam 2.77 says on the root logger that it cannot measure memory where one of its extras is missing.
+    logging.getLogger().addFilter(lambda record: "Resource module is not available" not in str(record.msg))
     for name in ("apache_beam", "tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"apache_beam\..*")

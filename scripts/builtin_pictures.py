@@ -175,6 +175,8 @@ def draw_texture(rng: np.random.Generator, name: str, side_px: int) -> Image.Ima
 
 
 CLASSES = (*SHAPES, *LETTERS, *TEXTURES, "nothing")
+# Shapes come twice as often: they are turned freely and so are harder to learn than letters.
+_SCHEDULE = np.concatenate([np.arange(len(SHAPES)), np.arange(len(CLASSES))])
 _RESAMPLING = (
     Image.Resampling.NEAREST,
     Image.Resampling.BILINEAR,
@@ -260,7 +262,9 @@ def draw_example(rng: np.random.Generator, name: str, side_px: int) -> tuple[np.
 
 
 def _draw_chunk(seed: int, indices: range, side_px: int) -> tuple[np.ndarray, np.ndarray]:
-    drawn = [draw_example(np.random.default_rng([seed, i]), CLASSES[i % len(CLASSES)], side_px) for i in indices]
+    drawn = [
+        draw_example(np.random.default_rng([seed, i]), CLASSES[_SCHEDULE[i % len(_SCHEDULE)]], side_px) for i in indices
+    ]
     return np.stack([pixels for pixels, _ in drawn]), np.stack([colour for _, colour in drawn])
 
 
@@ -268,7 +272,7 @@ def draw_bank(seed: int, num_pictures: int, side_px: int) -> tuple[np.ndarray, n
     """Draw the training pictures with two processes.
 
     Args:
-      seed: picture i depends on the seed and i only; its class is i modulo the number of classes.
+      seed: picture i depends on the seed and i only; the classes take turns.
       num_pictures: how many.
       side_px: side of the pictures.
     Returns:
@@ -282,4 +286,4 @@ def draw_bank(seed: int, num_pictures: int, side_px: int) -> tuple[np.ndarray, n
         for chunk, (pixels, colours) in zip(chunks, drawn, strict=True):
             pixels_NHWC[chunk.start : chunk.stop] = pixels
             colours_NC[chunk.start : chunk.stop] = colours
-    return pixels_NHWC, np.arange(num_pictures) % len(CLASSES), colours_NC
+    return pixels_NHWC, _SCHEDULE[np.arange(num_pictures) % len(_SCHEDULE)], colours_NC

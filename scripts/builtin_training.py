@@ -17,7 +17,7 @@ from builtin_pictures import CLASSES
 from bulktag.model.builtin import BUILTIN_IMAGE_SIZE_PX, build_builtin, build_network
 
 # First small and fast, then at the published size: (side, share of the steps, peak learning rate).
-STAGES = ((64, 0.75, 2e-3), (BUILTIN_IMAGE_SIZE_PX, 0.25, 7e-4))
+STAGES = ((64, 0.77, 2e-3), (BUILTIN_IMAGE_SIZE_PX, 0.23, 7e-4))
 COLOUR_LOSS_WEIGHT = 2.0
 
 

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Draw, train, fold and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of pictures, weights and batches (default 0)")
-    parser.add_argument("--steps", type=int, default=8000, help=f"batches of {BATCH_SIZE} pictures (default 8000)")
+    parser.add_argument("--steps", type=int, default=5200, help=f"batches of {BATCH_SIZE} pictures (default 5200)")
     parser.add_argument("--pictures", type=int, default=60_000, help="pictures to draw (default 60000)")
     parser.add_argument("--threads", type=int, default=2, help="threads of TensorFlow (default 2)")
     parser.add_argument("--output", type=pathlib.Path, default=WEIGHTS, help="weights file to write")

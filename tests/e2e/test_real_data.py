@@ -41,7 +41,7 @@ def test_flowers_head_is_within_a_point_of_logistic_regression(shared_data, tmp_
                 weights=str(shared_data / MOBILENET),
                 split=(0.4, 0.1, 0.5),
                 split_seed=seed,
-            )  # fmt: skip
+            )
         )
         run_train(TrainConfig(examples=str(examples), model=str(model), seed=seed))
         report = run_evaluate(

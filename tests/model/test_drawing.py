@@ -72,7 +72,7 @@ def test_draw_demo_picture_refuses_an_unknown_class():
 def test_draw_demo_picture_varies_size_and_orientation():
     sizes = {_draw("circle", seed).size for seed in range(60)}
     assert len(sizes) >= 8
-    assert all(120 <= min(size) and max(size) <= 640 for size in sizes)
+    assert all(min(size) >= 120 and max(size) <= 640 for size in sizes)
     assert any(width < height for width, height in sizes) and any(width > height for width, height in sizes)
 
 
