@@ -120,6 +120,7 @@ def build_random_application(name: str, image_size_px: int, seed: int, *, includ
     """
     # Each initialiser draws its own seed from Python's generator when it is made and is a pure function of that seed
     # afterwards. So this generator is all there is to seed, and the caller's own sequence can be handed back.
+    application_constructors()  # importing Keras draws from the generator too
     state = random.getstate()
     random.seed(seed)
     try:

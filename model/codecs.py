@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 from PIL import ExifTags, Image
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile, DibImageFile
@@ -20,6 +19,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
+
+from bulktag.model.colours import deep_to_rgb, is_deep, on_white_canvas, to_rgb
 
 # The decoders are called by class, not through `Image.open`: that one would try every format Pillow knows, apply
 # Pillow's own pixel limit, and look through a multi-picture JPEG (MPO) for the pictures that are not wanted.
@@ -42,7 +43,9 @@ _HEADER_BYTES = 65536
 # fuzzers stop at 500 scans (`fuzz/decompress.cc`); a camera's or an encoder's file has at most about 15.
 MAX_JPEG_SCANS = 500
 
-# Longest row of a run-length encoded BMP, pixels: the widest screen by far.
+# Run-length encoded BMP is decoded in Python, up to a byte at a time, and one of its codes makes Pillow allocate 255
+# rows before it looks at the height. A 4K screen, the largest such picture that is plausible, takes a second.
+MAX_RLE_PIXELS = 3840 * 2160
 MAX_RLE_WIDTH = 65_536
 
 # What Pillow 12 raises on damaged bytes. OSError: a decoder's error code, or data that end early. SyntaxError: a
@@ -126,11 +129,12 @@ def decode_to_rgb(data: bytes, limits: ImageLimits, choose_scale: Callable[[int,
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.max_pixels)
     if decoder is PngImageFile:
         data = _bare_png(data)
+    if decoder is GifImageFile:  # Pillow may fill the first frame while it reads the header
+        _check_pixels(int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little"), limits)
     with _as_bad_image(data):
         image = decoder(io.BytesIO(data))
     width, height = image.size
-    if width * height > limits.max_pixels:
-        raise BadImage("too_many_pixels", f"expected at most {limits.max_pixels} pixels, got {width} x {height}")
+    _check_pixels(width, height, limits)
     _check_scans(image, data)
     _check_run_lengths(image)
     scale = choose_scale(width, height) if decoder is JpegImageFile else 1
@@ -139,11 +143,13 @@ def decode_to_rgb(data: bytes, limits: ImageLimits, choose_scale: Callable[[int,
         if scale > 1:
             image.draft(None, (width // scale, height // scale))
         image.load()
-        rgb = None if _is_deep(image) else _to_rgb(image, data)
+        if image.mode in ("P", "PA") and image.palette is None:
+            raise BadImage("corrupt", "expected a palette, got none")
+        rgb = None if is_deep(image) else to_rgb(image, data)
     if rgb is None:
-        rgb = _deep_to_rgb(image)
+        rgb = deep_to_rgb(image)
     if covered not in (None, (0, 0, width, height)):
-        rgb = _on_white_canvas(rgb, covered)
+        rgb = on_white_canvas(rgb, covered)
     return DecodedImage(rgb, scale, width, height, _read_orientation(image))
 
 
@@ -162,10 +168,10 @@ def _recognise(data: bytes) -> type[ImageFile]:
     if int.from_bytes(data[:4], "little") in _BMP_HEADER_SIZES and data[12:14] == b"\x01\0":
         return DibImageFile
     if brands & _HEIF_BRANDS:
-        raise BadImage("unsupported_format", "expected one of the decoded formats, got HEIF")
+        raise BadImage("unsupported_format", "expected JPEG, PNG, GIF, BMP, TIFF, WebP or AVIF, got HEIF")
     other = _name_other_format(data)
     if other:
-        raise BadImage("unsupported_format", f"expected one of the decoded formats, got {other}")
+        raise BadImage("unsupported_format", f"expected JPEG, PNG, GIF, BMP, TIFF, WebP or AVIF, got {other}")
     raise BadImage("not_an_image", f"expected an image, got {len(data)} bytes that begin with {data[:12]!r}")
 
 
@@ -211,6 +217,8 @@ def _as_bad_image(data: bytes, image: ImageFile | None = None) -> Iterator[None]
     """What Pillow raises on damaged bytes becomes BadImage. Nothing but calls of Pillow belongs inside."""
     try:
         yield
+    except BadImage:
+        raise
     except Image.DecompressionBombError as error:
         raise BadImage("too_many_pixels", _one_line(error)) from error
     except _CODEC_ERRORS as error:
@@ -252,6 +260,11 @@ def _tiff_directory(data: bytes) -> int:
     return int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big")
 
 
+def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise BadImage("too_many_pixels", f"expected at most {limits.max_pixels} pixels, got {width} x {height}")
+
+
 def _check_scans(image: ImageFile, data: bytes) -> None:
     if not image.info.get("progressive"):
         return
@@ -263,16 +276,16 @@ def _check_scans(image: ImageFile, data: bytes) -> None:
 
 
 def _check_run_lengths(image: ImageFile) -> None:
-    """Run-length encoded BMP, which Pillow decodes in Python."""
     if not isinstance(image, BmpImageFile):
         return
     compression = image.info.get("compression")
     if compression == BmpImageFile.COMPRESSIONS["RLE4"]:
         # Pillow 12.3 loses a nibble of every odd absolute run; the picture comes out as stripes.
         raise BadImage("unsupported_format", "expected another BMP compression, got RLE4")
-    # One "delta" code makes Pillow allocate 255 rows before it looks at the height.
-    if compression == BmpImageFile.COMPRESSIONS["RLE8"] and image.width > MAX_RLE_WIDTH:
-        raise BadImage("too_many_pixels", f"expected an RLE8 row of at most {MAX_RLE_WIDTH} pixels, got {image.width}")
+    if compression == BmpImageFile.COMPRESSIONS["RLE8"]:
+        width, height = image.size
+        if width > MAX_RLE_WIDTH or width * height > MAX_RLE_PIXELS:
+            raise BadImage("too_many_pixels", f"expected at most {MAX_RLE_PIXELS} RLE8 pixels, got {width} x {height}")
 
 
 def _read_orientation(image: ImageFile) -> int:
@@ -290,66 +303,3 @@ def _read_orientation(image: ImageFile) -> int:
     except (*_CODEC_ERRORS, TypeError):
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
-
-
-def _is_deep(image: ImageFile) -> bool:
-    return image.mode[0] in "IF"  # I;16, I;16B, I, F
-
-
-def _to_rgb(image: ImageFile, data: bytes) -> Image.Image:
-    """Any mode of at most 8 bits a sample -> RGB, transparency on white."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.format == "PNG" and "transparency" in image.info and image.mode != "P":
-        image.info["transparency"] = _png_colour_key(image.info["transparency"], bit_depth=data[24])
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-    on_white = Image.new("RGB", rgba.size, (255, 255, 255))
-    on_white.paste(rgba, mask=rgba)
-    return on_white
-
-
-def _on_white_canvas(rgb: Image.Image, covered: tuple[int, int, int, int]) -> Image.Image:
-    """What a GIF's first frame leaves of the canvas is transparent in a viewer; Pillow gives it a palette's colour."""
-    canvas = Image.new("RGB", rgb.size, (255, 255, 255))
-    canvas.paste(rgb.crop(covered), covered[:2])
-    return canvas
-
-
-def _png_colour_key(key: int | tuple[int, int, int], bit_depth: int) -> int | tuple[int, int, int]:
-    """The transparent colour of a PNG, given in samples of the file, in Pillow's 8-bit samples."""
-    if isinstance(key, tuple):
-        return tuple(sample >> (bit_depth - 8) for sample in key)
-    return key * 255 // (2**bit_depth - 1) if 1 < bit_depth < 8 else key
-
-
-def _deep_to_rgb(image: ImageFile) -> Image.Image:
-    """Grey samples of more than 8 bits (modes I;16, I and F) -> RGB by their range, as viewers do, not clipped.
-
-    Integers of 12 and 16 bits keep their upper 8, like Pillow's and TensorFlow's 16-bit colour. Where the type says
-    little about the range (32-bit integers, floats), white is the first usual maximum that no sample exceeds.
-    """
-    samples = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})
-    bits = int(tags.get(ExifTags.Base.BitsPerSample, (16,))[0])
-    is_signed = tags.get(ExifTags.Base.SampleFormat, (1,))[0] == 2
-    if image.mode == "F":
-        samples = np.nan_to_num(samples, nan=0.0)
-        grey = _scale_to_white(samples, (1, 255, 65535))
-    elif image.mode == "I":
-        samples = samples if is_signed else samples.view(np.uint32)
-        grey = _scale_to_white(samples, (2**15 - 1,) if bits == 16 else (65535, 2 ** (31 if is_signed else 32) - 1))
-    else:
-        grey = (samples >> (min(bits, 16) - 8)).astype(np.uint8)
-    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero
-        grey = 255 - grey
-    if "transparency" in image.info:
-        grey = np.where(samples == image.info["transparency"], np.uint8(255), grey)
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _scale_to_white(samples: np.ndarray, whites: tuple[int, ...]) -> np.ndarray:
-    brightest = samples.max()
-    white = next((white for white in whites if brightest <= white), max(brightest, 1))
-    return np.clip(samples * (256 / (white + 1) if white > 1 else 255.0), 0, 255).astype(np.uint8)

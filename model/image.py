@@ -42,11 +42,12 @@ CROP_FRACTION = 0.875
 PAD_VALUE = 128
 
 # Any file of these kinds in a folder is meant as an image, so it gets a row, of errors where it cannot be decoded.
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .tif .tiff .webp .avif .avifs "  # decoded
+_DECODED_SUFFIXES = ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .tif .tiff .webp .avif .avifs"
+_OTHER_SUFFIXES = (
     ".heic .heif .jxl .jp2 .j2k .jpf .jpx .ppm .pgm .pbm .pnm .pfm .tga .ico .cur .icns .psd .svg .eps "
-    ".dds .pcx .sgi .xbm .xpm .qoi .exr .hdr .fits .dcm .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf".split()
+    ".dds .pcx .sgi .xbm .xpm .qoi .exr .hdr .fits .dcm .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf"
 )
+IMAGE_SUFFIXES = frozenset(f"{_DECODED_SUFFIXES} {_OTHER_SUFFIXES}".split())
 
 # libjpeg can decode at 1/2, 1/4 and 1/8 of the size, several times faster. It is used down to this multiple of the
 # network's square, so that the filtered resize still has at least two samples for each output pixel: at 2.0 (the

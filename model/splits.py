@@ -128,8 +128,8 @@ def _usable_part(record: dict, num_labels: int, multi_label: bool) -> dict:
     if multi_label:
         # An image whose labels are all unknown would teach that none applies, so it is left out.
         keep_B = (num_known_B > 0) | (ids_B.row_lengths() == 0)
-        positions = tf.stack([known_B.value_rowids(), known_B.flat_values], axis=1)
-        shape = tf.stack([ids_B.nrows(), num_labels])
+        positions = tf.stack([tf.cast(known_B.value_rowids(), tf.int64), known_B.flat_values], axis=1)
+        shape = tf.stack([tf.cast(ids_B.nrows(), tf.int64), num_labels])
         target_B = tf.minimum(tf.scatter_nd(positions, tf.ones_like(known_B.flat_values, tf.float32), shape), 1.0)
     else:
         keep_B = (num_known_B == 1) & (ids_B.row_lengths() == 1)
