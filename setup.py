@@ -14,6 +14,8 @@ VERSION = (HERE / "bulktag" / "VERSION").read_text(encoding="utf-8").strip()
 # Lower bounds are the oldest versions the test suite was run with; requirements.lock pins what CI and workers use.
 REQUIREMENTS = [
     "apache-beam>=2.77.0,<3",
+    "h5py>=3.14",
+    "joblib>=1.5",
     "keras>=3.13",
     "numpy>=2.1",
     "pillow>=12.1",
@@ -22,6 +24,7 @@ REQUIREMENTS = [
     "requests>=2.32.5",
     "rich>=14.2",
     "scikit-learn>=1.8",
+    "scipy>=1.16",
     "psutil>=7.1",
     "jinja2>=3.1.6",
     "matplotlib>=3.10.7",

@@ -5,8 +5,8 @@ A SavedModel that begins with this runs in TensorFlow Serving and in plain Tenso
 order of steps, and Pillow's resampling with its rounding. The two must change together.
 
 Decoded are JPEG, PNG, WebP, GIF and uncompressed BMP of 24 or 32 bits; anything else is an InvalidArgumentError.
-Known differences from `load_image`: transparent pixels of a GIF are black, an animated WebP is refused, CMYK JPEGs
-differ by up to one level, or wholly where their inks are not inverted as Adobe does it, and there are no limits.
+Known differences from `load_image`: CMYK JPEGs differ by up to one level, or wholly where their inks are not inverted
+as Adobe does it; there are no limits on bytes or pixels.
 
 Array suffixes: B images, H height, W width, C channels (RGB), S side of the network's square.
 """
@@ -14,6 +14,7 @@ Array suffixes: B images, H height, W width, C channels (RGB), S side of the net
 import tensorflow as tf
 
 from bulktag.model.exif import read_orientation_in_graph
+from bulktag.model.gif import decode_gif_in_graph
 from bulktag.model.image import CROP_FRACTION, PAD_VALUE, REDUCING_GAP, RESIZE_MODES
 from bulktag.model.resampling import resize_in_graph
 
@@ -53,6 +54,7 @@ def load_image_in_graph(encoded: tf.Tensor, size_px: int, resize: str) -> tf.Ten
     if resize not in RESIZE_MODES:
         raise ValueError(f"expected a resize mode of {', '.join(RESIZE_MODES)}, got {resize!r}")
     pixels_HWC, content_hw, orientation = _decode(encoded, size_px, resize)
+    pixels_HWC = tf.ensure_shape(pixels_HWC, (None, None, 3))
     square = _resize(pixels_HWC, content_hw, size_px, resize)
     return tf.ensure_shape(_orient(square, orientation), (size_px, size_px, 3))
 
@@ -68,12 +70,12 @@ def _decode(encoded: tf.Tensor, size_px: int, resize: str) -> tuple[tf.Tensor, t
     return tf.case(
         [
             (starts_with(b"\xff\xd8\xff"), lambda: _decode_jpeg(encoded, size_px, resize)),
-            (starts_with(b"\x89PNG"), lambda: _decode_png(encoded)),
+            (starts_with(b"\x89PNG"), lambda: _decode_png(encoded, head)),
             (starts_with(b"RIFF") & starts_with(b"WEBP", at=8), lambda: _decode_webp(encoded)),
-            (starts_with(b"GIF8"), lambda: _whole(tf.io.decode_gif(encoded)[0])),
+            (starts_with(b"GIF8"), lambda: _whole(decode_gif_in_graph(encoded))),
             (starts_with(b"BM"), lambda: _decode_bmp(encoded, head)),
         ],
-        default=lambda: _refuse(head),
+        default=_refuse,
     )
 
 
@@ -103,12 +105,22 @@ def _jpeg_scale_index(height_width: tf.Tensor, size_px: int, resize: str) -> tf.
     return tf.reduce_sum(tf.cast(kept >= needed, tf.int32))
 
 
-def _decode_png(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    return _whole(_on_white(tf.io.decode_png(encoded, channels=4)), read_orientation_in_graph(encoded, "PNG"))
+def _decode_png(encoded: tf.Tensor, head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    # With four channels TensorFlow makes pictures of fewer than 8 bits nearly transparent; with the file's own it
+    # ignores the transparent colour of those that have 8 or 16.
+    bit_depth = tf.io.decode_raw(tf.strings.substr(head, 24, 1), tf.uint8)[0]
+    pixels_HWA = tf.cond(
+        bit_depth < 8,
+        lambda: tf.ensure_shape(tf.io.decode_png(encoded), (None, None, None)),
+        lambda: tf.ensure_shape(tf.io.decode_png(encoded, channels=4), (None, None, None)),
+    )
+    return _whole(_on_white(pixels_HWA), read_orientation_in_graph(encoded, "PNG"))
 
 
 def _decode_webp(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    return _whole(_on_white(tf.io.decode_webp(encoded, channels=4)), read_orientation_in_graph(encoded, "WEBP"))
+    frames = tf.io.decode_webp(encoded)
+    first = tf.reshape(frames, tf.concat([[-1], tf.shape(frames)[-3:]], axis=0))[0]
+    return _whole(_on_white(first), read_orientation_in_graph(encoded, "WEBP"))
 
 
 def _decode_bmp(encoded: tf.Tensor, head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -119,17 +131,25 @@ def _decode_bmp(encoded: tf.Tensor, head: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
         return _whole(tf.io.decode_bmp(encoded)[:, :, :3])
 
 
-def _refuse(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    begin = tf.strings.substr(head, 0, 8)
-    with tf.control_dependencies([tf.Assert(False, ["expected JPEG, PNG, WebP, GIF or BMP, got", begin])]):
+def _refuse() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    with tf.control_dependencies([tf.Assert(False, ["expected JPEG, PNG, WebP, GIF or BMP"])]):
         return _whole(tf.zeros((1, 1, 3), tf.uint8))
 
 
 def _on_white(pixels_HWA: tf.Tensor) -> tf.Tensor:
-    """uint8[H, W, 4] -> uint8[H, W, 3], with Pillow's rounding of x / 255."""
-    samples, alpha = tf.split(tf.cast(pixels_HWA, tf.int32), (3, 1), axis=2)
-    times_255 = samples * alpha + 255 * (255 - alpha) + 128
-    return tf.cast(tf.bitwise.right_shift(tf.bitwise.right_shift(times_255, 8) + times_255, 8), tf.uint8)
+    """uint8[H, W, 1 to 4], grey or RGB, with alpha or without -> uint8[H, W, 3], with Pillow's rounding of x / 255."""
+    shape = tf.shape(pixels_HWA)
+    has_alpha = shape[2] % 2 == 0
+    rgb_HWC = tf.broadcast_to(
+        tf.cond(has_alpha, lambda: pixels_HWA[:, :, :-1], lambda: pixels_HWA), tf.concat([shape[:2], [3]], axis=0)
+    )
+
+    def blend() -> tf.Tensor:
+        alpha = tf.cast(pixels_HWA[:, :, -1:], tf.int32)
+        times_255 = tf.cast(rgb_HWC, tf.int32) * alpha + 255 * (255 - alpha) + 128
+        return tf.cast(tf.bitwise.right_shift(tf.bitwise.right_shift(times_255, 8) + times_255, 8), tf.uint8)
+
+    return tf.cond(has_alpha, blend, lambda: rgb_HWC)
 
 
 def _resize(pixels_HWC: tf.Tensor, content_hw: tf.Tensor, size_px: int, resize: str) -> tf.Tensor:

@@ -7,6 +7,7 @@ Array suffixes: N images of a split, B images in a batch, D bottleneck width, L 
 """
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -81,23 +82,26 @@ def read_batches(info: ExamplesInfo, split: str, *, multi_label: bool, batch_siz
       "several_labels" (single-label only) and "unknown_label" (ids that examples.json does not have).
     """
     paths = shard_paths(info.folder, split)
+    parse = _parser(info.width, len(info.labels), multi_label)
+    batches = _read_records(paths).batch(batch_size)
+    return batches.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
+
+
+@functools.cache
+def _parser(width: int, num_labels: int, multi_label: bool):
+    """Parser of a batch of serialised examples; traced once, because a streamed split is opened every epoch."""
     features = {
         "image/uri": tf.io.FixedLenFeature([], tf.string, default_value=""),
         "image/sha256": tf.io.FixedLenFeature([], tf.string, default_value=""),
         "image/class/label": tf.io.RaggedFeature(tf.int64),
-        "image/bottleneck": tf.io.FixedLenFeature([info.width], tf.float32),
+        "image/bottleneck": tf.io.FixedLenFeature([width], tf.float32),
     }
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def parse(serialized_B):
-        record = tf.io.parse_example(serialized_B, features)
-        return _usable_part(record, len(info.labels), multi_label)
+        return _usable_part(tf.io.parse_example(serialized_B, features), num_labels, multi_label)
 
-    return (
-        _read_records(paths)
-        .batch(batch_size)
-        .map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(2)
-    )
+    return parse
 
 
 def _read_records(paths: list[str]) -> tf.data.Dataset:

@@ -132,17 +132,7 @@ def train_head(
     _check_splits(info, scans)
     counts = count_warnings(info, scans)
     settings = resolve(options, scans["train"].num_images)
-    head = build_head(
-        info.width,
-        len(info.labels),
-        architecture=options.architecture,
-        hidden=options.hidden,
-        dropout=options.dropout,
-        multi_label=options.multi_label,
-        feature_mean=scans["train"].mean_D,
-        feature_var=scans["train"].var_D,
-        seed=options.seed,
-    )
+    head = _build_head(info, options, scans["train"])
     logits_model = build_logits_model(head)
     state = fit_logits_model(
         logits_model,
@@ -169,6 +159,20 @@ def train_head(
         warning_counts=counts,
         settings=settings,
         cached=cached,
+    )
+
+
+def _build_head(info: ExamplesInfo, options: TrainOptions, train: SplitScan) -> keras.Model:
+    return build_head(
+        info.width,
+        len(info.labels),
+        architecture=options.architecture,
+        hidden=options.hidden,
+        dropout=options.dropout,
+        multi_label=options.multi_label,
+        feature_mean=train.mean_D,
+        feature_var=train.var_D,
+        seed=options.seed,
     )
 
 

@@ -101,7 +101,9 @@ def resolve_bundle(config, folder: str, resize: str) -> tuple[Bundle, str]:
         return load_bundle(files.fetch_folder(uri)), uri
     weights = config.resolved_weights
     with tempfile.TemporaryDirectory(prefix="bulktag-weights-") as scratch:
-        backbone, head, labels = build_imagenet_classifier(config.backbone, _local_weights(weights, scratch))
+        backbone, head, labels = build_imagenet_classifier(
+            config.backbone, _local_weights(weights, scratch), image_size_px=config.image_size_px or None
+        )
     _say_network(config.backbone, weights, backbone)
     save_bundle(folder, _as_given(backbone, weights), head, labels, resize=resize)
     return load_bundle(folder), folder

@@ -6,10 +6,10 @@ that, so everything here opens exactly the file that is named and returns exactl
 
 import os
 import pathlib
+import posixpath
 import shutil
 import tempfile
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
@@ -27,12 +27,13 @@ def normalise(uri: str) -> str:
     """Absolute form of a path; `file://` becomes a plain path, other URLs stay as they are.
 
     Raises:
-      ValueError: the URL's scheme belongs to no file system that is installed.
+      ValueError: the URL's scheme belongs to no file system that is installed, or the path is not in UTF-8.
     """
-    if uri.startswith("file://"):
-        uri = urllib.request.url2pathname(urllib.parse.urlsplit(uri).path)
-    if is_local(uri):
-        return os.path.abspath(os.path.expanduser(uri))
+    if is_local(uri) or _is_file_url(uri):
+        path = absolute_path(_path_of_file_url(uri) if _is_file_url(uri) else os.path.expanduser(uri))
+        if not is_utf8(path):
+            raise ValueError(f"expected a path in UTF-8, got {uri!r}")
+        return path
     try:
         FileSystems.get_filesystem(uri)
     except ValueError as error:
@@ -42,6 +43,77 @@ def normalise(uri: str) -> str:
             f"got scheme {scheme!r}: {uri}"
         ) from error
     return uri.rstrip("/")
+
+
+def absolute_path(path: str) -> str:
+    """One spelling of a local path: absolute, without `.`, `..`, doubled or trailing slashes. Links stay.
+
+    `link/..` is the folder above the one that the link leads to, as the system takes it, and not the link's own.
+
+    Raises:
+      ValueError: an embedded NUL.
+    """
+    if "\0" in path:
+        raise ValueError(f"expected a path without NUL, got {path!r}")
+    if not path.startswith("/"):
+        path = os.path.join(os.getcwd(), path)
+    names = path.split("/")
+    if ".." in names:
+        last = len(names) - 1 - names[::-1].index("..")
+        above = "/".join(names[: last + 1])
+        if os.path.realpath(above) != os.path.realpath(os.path.normpath(above)):
+            path = "/".join([os.path.realpath(above), *names[last + 1 :]])
+    return "/" + os.path.normpath(path).lstrip("/")  # POSIX lets two leading slashes stand
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text has no lone surrogates: they stand for bytes of a file name that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(path: str) -> str:
+    """The path itself where it is in UTF-8, else its `file://` URL: no two paths have the same."""
+    return path if is_utf8(path) else pathlib.PurePosixPath(path).as_uri()
+
+
+def _is_file_url(uri: str) -> bool:
+    return uri[:7].lower() == "file://"
+
+
+def _path_of_file_url(url: str) -> str:
+    host, slash, path = url[7:].partition("/")
+    if not slash or host not in ("", "localhost"):
+        raise ValueError(f"expected file:///ABSOLUTE/PATH, got {url!r}")
+    # `?` and `#` separate nothing in it: many programs write them unquoted.
+    return os.fsdecode(urllib.parse.unquote_to_bytes(os.fsencode("/" + path)))
+
+
+def resolve(folder: str, name: str) -> str:
+    """The URI that `name` stands for in a table that lies in `folder`.
+
+    Args:
+      folder: absolute path or URL.
+      name: relative to it, absolute, `file://` or any other URL.
+    Raises:
+      ValueError: it can name no file.
+    """
+    try:
+        if _is_file_url(name):
+            return absolute_path(_path_of_file_url(name))
+        if not is_local(name):
+            name.encode()
+            return name
+        os.fsencode(name)
+        if is_local(folder) or name.startswith("/"):
+            return absolute_path(os.path.join(folder, name))
+        scheme, path = folder.split("://", 1)
+        return f"{scheme}://{posixpath.normpath(posixpath.join(path, name))}"
+    except UnicodeEncodeError as error:
+        raise ValueError(f"expected text, got a lone surrogate: {name!r}") from error
 
 
 def join(folder: str, *names: str) -> str:
@@ -75,11 +147,16 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     path = pathlib.Path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not a name that a second writer of the same file could choose too.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(data)
-        os.fchmod(file.fileno(), 0o644)
-    os.replace(file.name, path)
+    # Not a name that a second writer of the same file could choose too, nor one that is longer than names may be.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".bulktag-")
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def exists(uri: str) -> bool:
@@ -93,7 +170,7 @@ def is_folder(uri: str) -> bool:
     """Whether anything lies below `uri`."""
     if is_local(uri):
         return os.path.isdir(uri)
-    return next(iter(_match(escape(uri.rstrip("/")) + "/*", limit=1)), None) is not None
+    return next(iter(_match(escape(uri.rstrip("/")) + "/**", limit=1)), None) is not None
 
 
 def escape(path: str) -> str:

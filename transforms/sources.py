@@ -1,11 +1,14 @@
 """What the user named -> `ImageRef`s: folders, globs, manifests and single files."""
 
+import collections
 import dataclasses
+import fnmatch
 import glob
 import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import apache_beam as beam
 from apache_beam.io.filesystem import BeamIOError
@@ -18,7 +21,7 @@ from bulktag.transforms.records import ImageError, ImageRef, SkippedFile
 
 EXAMPLES_FILE = "examples.json"
 MAX_NAMED_SKIPPED = 20
-ERRORS, SKIPPED = "errors", "skipped"
+ERRORS, SKIPPED, LABELS = "errors", "skipped", "labels"
 
 Found = ImageRef | ImageError | SkippedFile
 
@@ -53,8 +56,23 @@ def parse_source(text: str) -> Source:
     if is_file:
         return Source("file", uri)
     if glob.has_magic(uri):
-        return Source("glob", uri)
+        return Source("glob", _literal_start(uri) if files.is_local(uri) else uri)
     raise ValueError(f"expected a folder, file, manifest or glob that exists, found nothing there: {text}")
+
+
+def _literal_start(pattern: str) -> str:
+    """The pattern with its first names escaped, as far as they are folders that exist under these very names.
+
+    So `[a]/*.jpg` finds the images of a folder named `[a]`. A folder named `*` matches its own name anyhow.
+    """
+    folder, done = "/", ""
+    names = pattern.split("/")[1:]
+    while names:
+        path = os.path.join(folder, names[0])
+        if glob.has_magic(names[0]) and (fnmatch.fnmatchcase(names[0], names[0]) or not os.path.lexists(path)):
+            break
+        folder, done = path, f"{done}/{glob.escape(names.pop(0))}"
+    return "/".join([done, *names])
 
 
 def check_source(source: Source, label_columns: tuple[str, ...]) -> None:
@@ -110,40 +128,87 @@ def skip_reason(relative_path: str) -> str | None:
     if any(part.startswith(".") for part in relative_path.split("/")):
         return "hidden"
     suffix = os.path.splitext(relative_path)[1].lower()
-    return None if not suffix or suffix in IMAGE_SUFFIXES else "not_an_image"
+    return None if suffix in ("", ".") or suffix in IMAGE_SUFFIXES else "not_an_image"
+
+
+def _folders(root: str) -> Iterator[tuple[str, list[str] | OSError]]:
+    """(folder, names of its files, or why it cannot be listed) of a local folder and all below it.
+
+    Each folder comes once: the ones that only links lead to last, and never through a loop.
+    """
+    seen: set[tuple[int, int]] = set()
+    folders, links = [root], collections.deque()
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=_entry_name)
+        except OSError as error:
+            yield folder, error
+            continue
+        below = [entry for entry in entries if _is_folder(entry)]
+        folders += [entry.path for entry in reversed(below) if not entry.is_symlink()]
+        links += [entry.path for entry in below if entry.is_symlink()]
+        below_names = {entry.name for entry in below}
+        yield folder, [entry.name for entry in entries if entry.name not in below_names]
+
+
+def _entry_name(entry: os.DirEntry) -> str:
+    return entry.name
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link to itself, or gone: reading it will say which
 
 
 def _walk(root: str) -> Iterator[Found]:
-    """Every file below a local folder, links followed, each folder once."""
-    seen: set[tuple[int, int]] = set()
-    failures: list[OSError] = []
-    for folder, subfolders, names in os.walk(root, onerror=failures.append, followlinks=True):
-        while failures:
-            yield _listing_error(failures.pop())
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()  # a link back to a folder above, or a second way to the same one
+    """Every file below a local folder, links followed."""
+    prefix = len(root.rstrip("/")) + 1
+    for folder, names in _folders(root):
+        if isinstance(names, OSError):
+            hidden = skip_reason(folder[prefix:]) == "hidden"
+            yield SkippedFile("hidden", files.printable(folder)) if hidden else _listing_error(folder, names)
             continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders.sort()
-        for name in sorted(names):
+        for name in names:
             path = os.path.join(folder, name)
-            reason = skip_reason(os.path.relpath(path, root))
-            yield SkippedFile(reason, _printable(path)) if reason else _local_ref(path)
-    yield from map(_listing_error, failures)
+            reason = skip_reason(path[prefix:])
+            yield SkippedFile(reason, files.printable(path)) if reason else _local_ref(path)
 
 
 def _expand_glob(pattern: str) -> Iterator[Found]:
-    """A pattern names its files itself, so suffixes are not looked at; folders that match are not descended."""
-    for path in glob.iglob(pattern, recursive=True):
-        if not os.path.isdir(path):
-            yield _local_ref(path)
+    """A pattern names its files itself, so suffixes are not looked at; folders that match are not descended.
+
+    `**` stands for any number of folders, none of them hidden. (The standard library's follows loops of links.)
+    """
+    if pattern.endswith("/**"):
+        pattern += "/*"
+    head, recursive, tail = pattern.partition("/**/")
+    if not recursive:
+        for path in sorted(glob.iglob(pattern)):
+            if not os.path.isdir(path):
+                yield _local_ref(path)
+        return
+    for root in sorted(glob.iglob(head)) if head else ["/"]:
+        for folder, names in _folders(root) if os.path.isdir(root) else ():
+            if skip_reason(folder[len(root.rstrip("/")) + 1 :]) == "hidden":
+                continue
+            if isinstance(names, OSError):
+                yield _listing_error(folder, names)
+            else:
+                yield from _expand_glob(f"{glob.escape(folder.rstrip('/'))}/{tail}")
 
 
 def _local_ref(path: str) -> Found:
     """What one local path is."""
-    if _printable(path) != path:
-        return ImageError(_printable(path), "match", "bad_name", "expected a file name in UTF-8", -1)
+    if not files.is_utf8(path):
+        return ImageError(files.printable(path), "match", "bad_name", "expected a file name in UTF-8", -1)
     try:
         status = os.stat(path)
     except OSError:
@@ -166,28 +231,9 @@ def _list_remote(source: Source, skip: bool) -> Iterator[Found]:
         yield ImageError(source.uri, "match", "listing_failed", str(error), -1)
 
 
-def _listing_error(error: OSError) -> ImageError:
+def _listing_error(folder: str, error: OSError) -> ImageError:
     slug = "permission_denied" if isinstance(error, PermissionError) else "listing_failed"
-    return ImageError(_printable(str(error.filename)), "match", slug, error.strerror or str(error), -1)
-
-
-def _printable(path: str) -> str:
-    """The path itself where it is valid UTF-8, else with its odd bytes written as \\xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-class _FindImages(beam.DoFn):
-    """Source -> refs, with errors and skipped files on outputs of their own."""
-
-    def __init__(self, labels: str, separator: str):
-        self._labels, self._separator = labels, separator
-
-    def process(self, source: Source):
-        for item in find_images(source, self._labels, self._separator):
-            if isinstance(item, ImageRef):
-                yield item
-            else:
-                yield beam.pvalue.TaggedOutput(ERRORS if isinstance(item, ImageError) else SKIPPED, item)
+    return ImageError(files.printable(folder), "match", slug, error.strerror or str(error), -1)
 
 
 def merge_refs(refs: Iterable[ImageRef]) -> ImageRef:
@@ -198,38 +244,86 @@ def merge_refs(refs: Iterable[ImageRef]) -> ImageRef:
     return known._replace(labels=tuple(labels))
 
 
-def _merge_and_count(keyed_refs, progress_dir: str | None) -> ImageRef:
-    refs = list(keyed_refs[1])
-    if len(refs) > 1:
-        beam.metrics.Metrics.counter("match", "named_again").inc(len(refs) - 1)
-    add_progress(progress_dir, matched=1)
-    return merge_refs(refs)
+class _Sighting(NamedTuple):
+    """What one source said about a URI: the fields of an ImageRef, ImageError or SkippedFile, without the URI."""
+
+    kind: str  # image, error or skipped
+    labels: tuple[str, ...] = ()
+    num_bytes: int = -1
+    modified_us: int = -1
+    stage: str = ""
+    reason: str = ""  # or the error's type
+    message: str = ""
 
 
-def _key_by_uri(item) -> tuple:
-    return item.uri, item
+beam.coders.registry.register_coder(_Sighting, beam.coders.RowCoder)
 
 
-def _first(keyed_items):
-    return min(keyed_items[1])
+class _FindImages(beam.DoFn):
+    """Source -> (URI, sighting); each label on an output of its own."""
+
+    def __init__(self, labels: str, separator: str):
+        self._labels, self._separator = labels, separator
+
+    def process(self, source: Source):
+        labels: set[str] = set()
+        for item in find_images(source, self._labels, self._separator):
+            if isinstance(item, ImageRef):
+                for label in set(item.labels) - labels:
+                    yield beam.pvalue.TaggedOutput(LABELS, label)
+                labels.update(item.labels)
+                yield item.uri, _Sighting("image", tuple(item.labels), item.num_bytes, item.modified_us)
+            elif isinstance(item, ImageError):
+                error = {"stage": item.stage, "reason": item.error_type, "message": item.message}
+                yield item.uri, _Sighting("error", num_bytes=item.num_bytes, **error)
+            else:
+                yield item.uri, _Sighting("skipped", reason=item.reason)
 
 
-@dataclasses.dataclass(eq=False)
-class _EachUriOnce(beam.PTransform):
-    """Records of one kind, one for each URI."""
+def decide(uri: str, sightings: Iterable[_Sighting]) -> Found:
+    """What a URI is, of which several sources may have said different things.
 
-    kind: type
+    An image to one of them is an image: reading it will tell. Otherwise an error to one of them is an error.
+    """
+    by_kind: dict[str, list[_Sighting]] = collections.defaultdict(list)
+    for sighting in sightings:
+        by_kind[sighting.kind].append(sighting)
+    if images := by_kind["image"]:
+        return merge_refs(ImageRef(uri, tuple(image.labels), image.num_bytes, image.modified_us) for image in images)
+    if errors := by_kind["error"]:
+        error = min(errors)
+        return ImageError(uri, error.stage, error.reason, error.message, error.num_bytes)
+    return SkippedFile(min(by_kind["skipped"]).reason, uri)
 
-    def __post_init__(self):
-        super().__init__()
 
-    def expand(self, items):
-        return (
-            items
-            | beam.Map(_key_by_uri).with_output_types(tuple[str, self.kind])
-            | beam.GroupByKey()
-            | beam.Map(_first).with_output_types(self.kind)
-        )
+class _DecideEach(beam.DoFn):
+    """(URI, sightings) -> one record, errors and skipped files on outputs of their own."""
+
+    def __init__(self, progress_dir: str | None):
+        self._progress_dir = progress_dir
+
+    def process(self, keyed_sightings):
+        uri, sightings = keyed_sightings
+        sightings = list(sightings)
+        item = decide(uri, sightings)
+        if isinstance(item, SkippedFile):
+            _count("skipped")
+            yield beam.pvalue.TaggedOutput(SKIPPED, item)
+            return
+        add_progress(self._progress_dir, matched=1)
+        _count("named_again", len(sightings) - 1)
+        if isinstance(item, ImageError):
+            _count("failed")
+            add_progress(self._progress_dir, errors=1)
+            yield beam.pvalue.TaggedOutput(ERRORS, item)
+        else:
+            _count("found")
+            yield item
+
+
+def _count(outcome: str, num: int = 1) -> None:
+    if num:
+        beam.metrics.Metrics.counter("match", outcome).inc(num)
 
 
 @dataclasses.dataclass(eq=False)
@@ -244,7 +338,8 @@ class MatchImages(beam.PTransform):
       progress_dir: see `add_progress`.
     Returns:
       {"refs": PCollection[ImageRef], "errors": PCollection[ImageError], "skipped": PCollection[SkippedFile],
-      "num_matched": PCollection[int] of one element, refs and errors together}
+      "num_matched": PCollection[int] of one element, refs and errors together,
+      "labels": PCollection[str], each label of any image once}
     """
 
     sources: tuple[Source, ...]
@@ -263,17 +358,24 @@ class MatchImages(beam.PTransform):
             pipeline
             | "Sources" >> beam.Create(self.sources)
             | "SpreadSources" >> beam.Reshuffle()
-            | "FindImages"
-            >> beam.ParDo(_FindImages(self.labels, self.separator)).with_outputs(ERRORS, SKIPPED, main="found")
+            | "FindImages" >> beam.ParDo(_FindImages(self.labels, self.separator)).with_outputs(LABELS, main="found")
         )
-        refs = (
+        decided = (
             found["found"]
-            | "KeyByUri" >> beam.Map(_key_by_uri).with_output_types(tuple[str, ImageRef])
+            | "KeyByUri" >> beam.Map(_as_it_is).with_output_types(tuple[str, _Sighting])
             | "EachUriOnce" >> beam.GroupByKey()
-            | "MergeRefs" >> beam.Map(_merge_and_count, self.progress_dir).with_output_types(ImageRef)
+            | "Decide" >> beam.ParDo(_DecideEach(self.progress_dir)).with_outputs(ERRORS, SKIPPED, main="refs")
         )
-        # Overlapping sources find the same unreadable folder, and the same hidden file, once each.
-        errors = found[ERRORS] | "EachErrorOnce" >> _EachUriOnce(ImageError)
-        skipped = found[SKIPPED] | "EachSkippedOnce" >> _EachUriOnce(SkippedFile)
+        # Outputs of one step share its type, so each gets its own here: Beam picks the coder by it.
+        refs = decided["refs"] | "Refs" >> beam.Map(_as_it_is).with_output_types(ImageRef)
+        errors = decided[ERRORS] | "Errors" >> beam.Map(_as_it_is).with_output_types(ImageError)
+        skipped = decided[SKIPPED] | "Skipped" >> beam.Map(_as_it_is).with_output_types(SkippedFile)
         num_matched = (refs, errors) | "AllMatched" >> beam.Flatten() | beam.combiners.Count.Globally()
-        return {"refs": refs, ERRORS: errors, SKIPPED: skipped, "num_matched": num_matched}
+        # Not taken from the refs: whoever needs all labels beside each image would have to wait for what it makes
+        # itself, and the runner would keep every batch meanwhile.
+        labels = found[LABELS] | "Labels" >> beam.Map(_as_it_is).with_output_types(str) | "EachLabelOnce" >> beam.Distinct()
+        return {"refs": refs, ERRORS: errors, SKIPPED: skipped, "num_matched": num_matched, LABELS: labels}
+
+
+def _as_it_is(item):
+    return item

@@ -5,6 +5,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from lively import assert_agree, enliven
 from PIL import Image
 
 from bulktag.model import applications, weights
@@ -32,7 +33,7 @@ def cosines(first_BD, second_BD):
 @pytest.fixture(scope="module")
 def pooled():
     """MobileNet, the quickest to build, up to its pooled layer."""
-    return applications.build_random_application("mobilenet", SMALL_PX, 0)
+    return enliven(applications.build_application("mobilenet", SMALL_PX), "mobilenet")
 
 
 # Names
@@ -60,20 +61,26 @@ def test_unknown_name_suggests_the_nearest():
 @pytest.mark.parametrize(
     ("name", "width"),
     [
-        ("mobilenet_v2", 1280),
-        ("mobilenet_v3_small", 576),
+        ("mobilenet", 1024),
+        pytest.param("mobilenet_v2", 1280, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v3_small", 576, marks=pytest.mark.slow),  # scales pixels itself
         pytest.param("efficientnet_b0", 1280, marks=pytest.mark.slow),
         pytest.param("vgg16", 512, marks=pytest.mark.slow),  # pixels in BGR
         pytest.param("convnext_tiny", 768, marks=pytest.mark.slow),
     ],
 )
-def test_frozen_graph_computes_what_keras_computes(name, width):
-    backbone = build_backbone(name, "random:0", image_size_px=SMALL_PX)
+def test_frozen_graph_computes_what_keras_computes(tmp_path, name, width):
+    model = enliven(applications.build_application(name, SMALL_PX), name)
+    model.save_weights(tmp_path / "a.weights.h5")
+    backbone = build_backbone(name, str(tmp_path / "a.weights.h5"), image_size_px=SMALL_PX)
     assert (backbone.spec.image_size_px, backbone.spec.width, backbone.spec.kind) == (SMALL_PX, width, "application")
-    model = applications.build_random_application(name, SMALL_PX, 0)
-    bottleneck_BD = run(backbone)
-    assert bottleneck_BD.shape == (3, width)
-    np.testing.assert_allclose(bottleneck_BD, reference(model, PIXELS_BHWC, name), rtol=1e-3, atol=1e-5)
+    assert_agree(run(backbone), reference(model, PIXELS_BHWC, name))
+
+
+def test_random_weights_follow_the_seed():
+    first, again, other = (build_backbone("mobilenet", f"random:{n}", image_size_px=SMALL_PX).spec for n in (0, 0, 1))
+    assert first == again
+    assert first.weights_digest != other.weights_digest
 
 
 @pytest.mark.parametrize("seed", ["", "x", "-1", "1.5"])
@@ -90,10 +97,10 @@ def test_size_that_the_network_does_not_take_is_refused():
 # Weights files
 
 
-def test_weights_file_gives_its_network(tmp_path, pooled):
+def test_digest_of_a_weights_file_is_that_of_its_arrays(tmp_path, pooled):
     pooled.save_weights(tmp_path / "a.weights.h5")
     backbone = build_backbone("mobilenet", str(tmp_path / "a.weights.h5"), image_size_px=SMALL_PX)
-    np.testing.assert_allclose(run(backbone), reference(pooled, PIXELS_BHWC), rtol=1e-3, atol=1e-5)
+    assert_agree(run(backbone), reference(pooled, PIXELS_BHWC))
     assert backbone.spec.weights_digest == weights.weights_digest(pooled.get_weights())
 
 
@@ -122,7 +129,9 @@ def test_file_with_an_unknown_suffix_is_refused(tmp_path):
 # Whole models
 
 
-@pytest.mark.parametrize("form", ["with classifier", "nested", "scales itself", "without classifier"])
+@pytest.mark.parametrize(
+    "form", [pytest.param("with classifier", marks=pytest.mark.slow), "nested", "scales itself", "without classifier"]
+)
 def test_keras_model_gives_its_pooled_layer(tmp_path, pooled, form):
     inputs = keras.Input((SMALL_PX, SMALL_PX, 3))
     if form == "with classifier":
@@ -138,7 +147,7 @@ def test_keras_model_gives_its_pooled_layer(tmp_path, pooled, form):
     model.save(tmp_path / "a.keras")
     backbone = build_backbone("mobilenet", str(tmp_path / "a.keras"))
     assert (backbone.spec.width, backbone.spec.image_size_px) == (1024, SMALL_PX)
-    np.testing.assert_allclose(run(backbone), reference(pooled, PIXELS_BHWC), rtol=1e-3, atol=1e-5)
+    assert_agree(run(backbone), reference(pooled, PIXELS_BHWC))
     assert backbone.spec.weights_digest == weights.weights_digest(pooled.get_weights())
 
 
@@ -176,6 +185,18 @@ def test_pixels_are_themselves():
 def test_weights_of_another_backbone_are_refused(name, given):
     with pytest.raises(ValueError, match=r"expected (weights none for )?backbone"):
         build_backbone(name, given)
+
+
+def test_builtin_brings_its_own_weights():
+    backbone = build_backbone("builtin", "builtin")
+    assert (backbone.spec.kind, backbone.spec.weights) == ("builtin", "builtin")
+    size_px = backbone.spec.image_size_px
+    pixels_BHWC = np.random.default_rng(0).integers(0, 256, (2, size_px, size_px, 3), np.uint8)
+    bottleneck_BD = run(backbone, pixels_BHWC)
+    assert bottleneck_BD.shape == (2, backbone.spec.width)
+    assert bottleneck_BD.std() > 0.01
+    with pytest.raises(ValueError, match=f"expected the builtin network's {size_px} px, got 50"):
+        build_backbone("builtin", "builtin", image_size_px=50)
 
 
 # Saving

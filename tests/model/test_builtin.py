@@ -122,9 +122,10 @@ def test_builtin_features_read_scanned_digits_they_never_saw(network, dark_on_li
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_train_builtin_twice_gives_identical_weights(tmp_path):
     paths = [tmp_path / "first.npz", tmp_path / "second.npz"]
     for path in paths:
         command = [sys.executable, SCRIPTS / "train_builtin.py", "--steps", "20", "--output", path]
-        subprocess.run(command, check=True, capture_output=True, timeout=280)
+        subprocess.run(command, check=True, capture_output=True, timeout=420)
     assert paths[0].read_bytes() == paths[1].read_bytes()
