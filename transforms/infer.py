@@ -39,25 +39,28 @@ class _WholeBatchHandler(ModelHandler):
         self._folder, self._settings = folder, settings
 
     def get_num_bytes(self, batch: Sequence) -> int:
+        """Bytes of the arrays; the default pickles them."""
         return sum(_nbytes(item) for item in batch)
 
     def get_metrics_namespace(self) -> str:
+        """Where Beam counts batches and latencies."""
         return "infer"
 
 
 def _nbytes(batch: PixelBatch | ScoredBatch) -> int:
-    array = batch.pixels_BHWC if isinstance(batch, PixelBatch) else batch.bottleneck_BD
-    return array.nbytes
+    return (batch.pixels_BHWC if isinstance(batch, PixelBatch) else batch.bottleneck_BD).nbytes
 
 
 class BackboneHandler(_WholeBatchHandler):
     """PixelBatch -> ScoredBatch with bottlenecks only; `folder` is what `Backbone.save` wrote."""
 
     def load_model(self) -> Engine:
+        """Once a process."""
         backbone = load_backbone(files.fetch_folder(self._folder))
         return Engine(backbone.graph_def, self._settings.batch_size, self._settings.device)
 
     def run_inference(self, batch: Sequence[PixelBatch], model: Engine, inference_args=None) -> Iterable[ScoredBatch]:
+        """One result for each batch."""
         for item in batch:
             yield ScoredBatch(item.images, model.run(item.pixels_BHWC), None)
 
@@ -66,6 +69,7 @@ class TaggerHandler(_WholeBatchHandler):
     """PixelBatch -> ScoredBatch with bottlenecks and scores; `folder` is a model bundle."""
 
     def load_model(self) -> Engine:
+        """Once a process."""
         bundle = load_bundle(files.fetch_folder(self._folder))
         return Engine(
             bundle.tagger_graph(),
@@ -75,6 +79,7 @@ class TaggerHandler(_WholeBatchHandler):
         )
 
     def run_inference(self, batch: Sequence[PixelBatch], model: Engine, inference_args=None) -> Iterable[ScoredBatch]:
+        """One result for each batch."""
         for item in batch:
             bottleneck_BD, scores_BL = model.run(item.pixels_BHWC)
             yield ScoredBatch(item.images, bottleneck_BD, scores_BL)
@@ -84,6 +89,7 @@ class HeadHandler(_WholeBatchHandler):
     """ScoredBatch with bottlenecks -> the same with scores; `folder` is a model bundle."""
 
     def load_model(self) -> Engine:
+        """Once a process."""
         bundle = load_bundle(files.fetch_folder(self._folder))
         return Engine(
             bundle.head_graph(),
@@ -94,11 +100,13 @@ class HeadHandler(_WholeBatchHandler):
         )
 
     def run_inference(self, batch: Sequence[ScoredBatch], model: Engine, inference_args=None) -> Iterable[ScoredBatch]:
+        """One result for each batch."""
         for item in batch:
             yield ScoredBatch(item.images, item.bottleneck_BD, model.run(item.bottleneck_BD))
 
 
 def _note_done(batch: ScoredBatch, progress_dir: str | None) -> ScoredBatch:
+    beam.metrics.Metrics.counter("infer", "scored").inc(len(batch.images))
     add_progress(progress_dir, done=len(batch.images))
     return batch
 

@@ -8,7 +8,9 @@ import concurrent.futures
 import dataclasses
 import errno
 import hashlib
+import io
 import os
+import stat
 
 import apache_beam as beam
 import numpy as np
@@ -31,6 +33,8 @@ _SLUGS = {
     errno.EISDIR: "is_a_folder",
     errno.ENOTDIR: "not_found",
     errno.ENAMETOOLONG: "not_found",
+    errno.ELOOP: "link_loop",
+    errno.ENXIO: "not_a_file",  # a socket
 }
 
 
@@ -52,15 +56,18 @@ def read_image(ref: ImageRef, max_bytes: int) -> tuple[bytes, int]:
       BadImage: larger than `max_bytes`.
     """
     _check_size(ref.num_bytes, max_bytes)
-    modified_us = ref.modified_us
+    modified_us, size = ref.modified_us, ref.num_bytes
     try:
-        with files.open_file(ref.uri) as file:
+        with _open_regular(ref.uri) if files.is_local(ref.uri) else files.open_file(ref.uri) as file:
             if files.is_local(ref.uri):
-                status = os.fstat(file.fileno())
                 # A manifest does not say, and the file may have been replaced since it was listed.
-                modified_us = status.st_mtime_ns // 1000
-                _check_size(status.st_size, max_bytes)
-            data = file.read(max_bytes + 1)
+                status = os.fstat(file.fileno())
+                modified_us, size = status.st_mtime_ns // 1000, status.st_size
+                _check_size(size, max_bytes)
+            # As much as it should be and one byte more: reading more at once would reserve memory for the limit.
+            data = file.read(min(size, max_bytes) + 1 if size >= 0 else max_bytes + 1)
+            if 0 <= size < len(data) <= max_bytes:  # it has grown
+                data += file.read(max_bytes + 1 - len(data))
     except OSError as error:
         raise ReadError(_SLUGS.get(error.errno, "io_error"), error.strerror or str(error)) from error
     except BeamIOError as error:
@@ -69,6 +76,18 @@ def read_image(ref: ImageRef, max_bytes: int) -> tuple[bytes, int]:
         raise ReadError("bad_uri", str(error)) from error
     _check_size(len(data), max_bytes)
     return data, modified_us
+
+
+def _open_regular(path: str) -> io.BufferedReader:
+    """Open a file and nothing else: opening a pipe would wait for a writer, and a device may never end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return open(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise ReadError("not_a_file", "expected a file, got a pipe or device")
 
 
 def _check_size(num_bytes: int, max_bytes: int) -> None:
@@ -153,9 +172,11 @@ class _LoadImages(beam.DoFn):
         pixels_BHWC, loading = self._in_flight.popleft()
         results = [future.result() for future in loading]
         good = [i for i, result in enumerate(results) if isinstance(result, ImageInfo)]
+        beam.metrics.Metrics.counter("read", "loaded").inc(len(good))
         if len(good) < len(results):
             for result in results:
                 if isinstance(result, ImageError):
+                    beam.metrics.Metrics.counter(result.stage, "failed").inc()
                     yield beam.pvalue.TaggedOutput(ERRORS, result)
             add_progress(self._settings.progress_dir, errors=len(results) - len(good))
             pixels_BHWC = pixels_BHWC[good]
@@ -181,7 +202,7 @@ class ReadImages(beam.PTransform):
 
     image_size_px: int
     resize: str
-    limits: ImageLimits = ImageLimits()
+    limits: ImageLimits = dataclasses.field(default_factory=ImageLimits)
     batch_size: int = 32
     read_threads: int = 16
     keep_encoded: bool = False
@@ -196,4 +217,12 @@ class ReadImages(beam.PTransform):
     def expand(self, refs):
         """Wire it."""
         loaded = refs | beam.ParDo(_LoadImages(self)).with_outputs(ERRORS, main="batches")
-        return {"batches": loaded["batches"], ERRORS: loaded[ERRORS]}
+        # Outputs of one step share its type, so each gets its own here: Beam picks the coder by it.
+        return {
+            "batches": loaded["batches"] | "Batches" >> beam.Map(_as_it_is).with_output_types(PixelBatch),
+            ERRORS: loaded[ERRORS] | "Errors" >> beam.Map(_as_it_is).with_output_types(ImageError),
+        }
+
+
+def _as_it_is(item):
+    return item

@@ -6,15 +6,13 @@ import fnmatch
 import glob
 import itertools
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import apache_beam as beam
-from apache_beam.io.filesystem import BeamIOError
 
-from bulktag.model.image import IMAGE_SUFFIXES
 from bulktag.transforms import files
+from bulktag.transforms.listing import Found, describe_file, expand_glob, list_remote, walk_folder
 from bulktag.transforms.manifests import MANIFEST_SUFFIXES, check_manifest, read_manifest
 from bulktag.transforms.progress import add_progress
 from bulktag.transforms.records import ImageError, ImageRef, SkippedFile
@@ -22,8 +20,6 @@ from bulktag.transforms.records import ImageError, ImageRef, SkippedFile
 EXAMPLES_FILE = "examples.json"
 MAX_NAMED_SKIPPED = 20
 ERRORS, SKIPPED, LABELS = "errors", "skipped", "labels"
-
-Found = ImageRef | ImageError | SkippedFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,19 +96,23 @@ def find_images(source: Source, labels: str = "auto", separator: str = "") -> It
         yield from read_manifest(source.uri, labels, separator)
         return
     with_folder = labels in ("auto", "folder")
-    if source.kind == "file":
-        found: Iterable = [_local_ref(source.uri)] if files.is_local(source.uri) else _list_remote(source, False)
-    elif not files.is_local(source.uri):
-        found = _list_remote(source, skip=source.kind == "folder")
-    elif source.kind == "folder":
-        found = _walk(source.uri)
-    else:
-        found = _expand_glob(source.uri)
     root = source.uri if source.kind == "folder" else None
-    for item in found:
+    for item in _list_local(source) if files.is_local(source.uri) else _list_remote(source):
         if with_folder and isinstance(item, ImageRef) and (label := folder_label(item.uri, root)):
             item = item._replace(labels=(label,))
         yield item
+
+
+def _list_local(source: Source) -> Iterator[Found]:
+    if source.kind == "folder":
+        return walk_folder(source.uri)
+    return expand_glob(source.uri) if source.kind == "glob" else iter([describe_file(source.uri)])
+
+
+def _list_remote(source: Source) -> Iterator[Found]:
+    if source.kind == "folder":
+        return list_remote(files.escape(source.uri) + "/**", source.uri)
+    return list_remote(source.uri if source.kind == "glob" else files.escape(source.uri), None)
 
 
 def folder_label(uri: str, root: str | None) -> str:
@@ -121,119 +121,6 @@ def folder_label(uri: str, root: str | None) -> str:
     if root is not None and folder.rstrip("/") == root.rstrip("/"):
         return ""
     return folder.rsplit("/", 1)[-1]
-
-
-def skip_reason(relative_path: str) -> str | None:
-    """Why a file in a folder is no candidate, or None: candidates look like an image or have no suffix at all."""
-    if any(part.startswith(".") for part in relative_path.split("/")):
-        return "hidden"
-    suffix = os.path.splitext(relative_path)[1].lower()
-    return None if suffix in ("", ".") or suffix in IMAGE_SUFFIXES else "not_an_image"
-
-
-def _folders(root: str) -> Iterator[tuple[str, list[str] | OSError]]:
-    """(folder, names of its files, or why it cannot be listed) of a local folder and all below it.
-
-    Each folder comes once: the ones that only links lead to last, and never through a loop.
-    """
-    seen: set[tuple[int, int]] = set()
-    folders, links = [root], collections.deque()
-    while folders or links:
-        folder = folders.pop() if folders else links.popleft()
-        try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as listing:
-                entries = sorted(listing, key=_entry_name)
-        except OSError as error:
-            yield folder, error
-            continue
-        below = [entry for entry in entries if _is_folder(entry)]
-        folders += [entry.path for entry in reversed(below) if not entry.is_symlink()]
-        links += [entry.path for entry in below if entry.is_symlink()]
-        below_names = {entry.name for entry in below}
-        yield folder, [entry.name for entry in entries if entry.name not in below_names]
-
-
-def _entry_name(entry: os.DirEntry) -> str:
-    return entry.name
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False  # a link to itself, or gone: reading it will say which
-
-
-def _walk(root: str) -> Iterator[Found]:
-    """Every file below a local folder, links followed."""
-    prefix = len(root.rstrip("/")) + 1
-    for folder, names in _folders(root):
-        if isinstance(names, OSError):
-            hidden = skip_reason(folder[prefix:]) == "hidden"
-            yield SkippedFile("hidden", files.printable(folder)) if hidden else _listing_error(folder, names)
-            continue
-        for name in names:
-            path = os.path.join(folder, name)
-            reason = skip_reason(path[prefix:])
-            yield SkippedFile(reason, files.printable(path)) if reason else _local_ref(path)
-
-
-def _expand_glob(pattern: str) -> Iterator[Found]:
-    """A pattern names its files itself, so suffixes are not looked at; folders that match are not descended.
-
-    `**` stands for any number of folders, none of them hidden. (The standard library's follows loops of links.)
-    """
-    if pattern.endswith("/**"):
-        pattern += "/*"
-    head, recursive, tail = pattern.partition("/**/")
-    if not recursive:
-        for path in sorted(glob.iglob(pattern)):
-            if not os.path.isdir(path):
-                yield _local_ref(path)
-        return
-    for root in sorted(glob.iglob(head)) if head else ["/"]:
-        for folder, names in _folders(root) if os.path.isdir(root) else ():
-            if skip_reason(folder[len(root.rstrip("/")) + 1 :]) == "hidden":
-                continue
-            if isinstance(names, OSError):
-                yield _listing_error(folder, names)
-            else:
-                yield from _expand_glob(f"{glob.escape(folder.rstrip('/'))}/{tail}")
-
-
-def _local_ref(path: str) -> Found:
-    """What one local path is."""
-    if not files.is_utf8(path):
-        return ImageError(files.printable(path), "match", "bad_name", "expected a file name in UTF-8", -1)
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ImageRef(path, (), -1, -1)  # a broken link, or gone already: reading it will say which
-    if not stat.S_ISREG(status.st_mode):
-        return SkippedFile("not_a_file", path)  # opening a pipe would wait for ever
-    return ImageRef(path, (), status.st_size, status.st_mtime_ns // 1000)
-
-
-def _list_remote(source: Source, skip: bool) -> Iterator[Found]:
-    """Objects of a store; object stores have no folders, a name that ends in / stands for one."""
-    patterns = {"folder": files.escape(source.uri) + "/**", "file": files.escape(source.uri), "glob": source.uri}
-    try:
-        for uri, num_bytes, modified_us in files.list_remote(patterns[source.kind]):
-            if uri.endswith("/"):
-                continue
-            reason = skip_reason(uri[len(source.uri) + 1 :]) if skip else None
-            yield SkippedFile(reason, uri) if reason else ImageRef(uri, (), num_bytes, modified_us)
-    except BeamIOError as error:
-        yield ImageError(source.uri, "match", "listing_failed", str(error), -1)
-
-
-def _listing_error(folder: str, error: OSError) -> ImageError:
-    slug = "permission_denied" if isinstance(error, PermissionError) else "listing_failed"
-    return ImageError(files.printable(folder), "match", slug, error.strerror or str(error), -1)
 
 
 def merge_refs(refs: Iterable[ImageRef]) -> ImageRef:
@@ -373,7 +260,9 @@ class MatchImages(beam.PTransform):
         num_matched = (refs, errors) | "AllMatched" >> beam.Flatten() | beam.combiners.Count.Globally()
         # Not taken from the refs: whoever needs all labels beside each image would have to wait for what it makes
         # itself, and the runner would keep every batch meanwhile.
-        labels = found[LABELS] | "Labels" >> beam.Map(_as_it_is).with_output_types(str) | "EachLabelOnce" >> beam.Distinct()
+        labels = (
+            found[LABELS] | "Labels" >> beam.Map(_as_it_is).with_output_types(str) | "EachLabelOnce" >> beam.Distinct()
+        )
         return {"refs": refs, ERRORS: errors, SKIPPED: skipped, "num_matched": num_matched, LABELS: labels}
 
 
