@@ -3,11 +3,9 @@
 Array suffixes: B images, D bottleneck width.
 """
 
-import collections
 import dataclasses
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 
@@ -19,10 +17,10 @@ from apache_beam.transforms.window import GlobalWindows
 from bulktag.transforms import files
 from bulktag.transforms.progress import add_progress, flush_progress
 from bulktag.transforms.records import SPLITS, ImageInfo, ScoredBatch, StagedFile
+from bulktag.transforms.shards import SUFFIXES, ShardWriter
 from bulktag.transforms.sources import EXAMPLES_FILE
 from bulktag.transforms.staging import new_file_uri
 
-SUFFIXES = {"gzip": ".tfrecord.gz", "none": ".tfrecord"}
 # About 100 MB a shard: enough shards for parallel reading, few enough for an object store. Source:
 # https://www.tensorflow.org/tutorials/load_data/tfrecord ("100 to 200 MB")
 MAX_SHARD_BYTES = 100 << 20
@@ -102,36 +100,6 @@ class ShardSettings:
             raise ValueError(f"expected three shares of at least 0 that add up to 1, got {self.proportions}")
 
 
-class _Shard:
-    """One TFRecord file being written."""
-
-    def __init__(self, uri: str, compression: str):
-        self.uri, self.num_images = uri, 0
-        self.label_counts: collections.Counter = collections.Counter()
-        self._local = uri
-        if not files.is_local(uri):
-            handle, self._local = tempfile.mkstemp(prefix="bulktag-shard-")
-            os.close(handle)
-        os.makedirs(os.path.dirname(self._local), exist_ok=True)
-        self._writer = tf.io.TFRecordWriter(self._local, "GZIP" if compression == "gzip" else "")
-        self.num_raw_bytes = 0
-
-    def write(self, image: ImageInfo, serialized: bytes) -> None:
-        self._writer.write(serialized)
-        self.num_images += 1
-        self.num_raw_bytes += len(serialized)
-        self.label_counts.update(image.labels or (NO_LABEL,))
-
-    def close(self) -> int:
-        self._writer.close()
-        num_bytes = os.path.getsize(self._local)
-        if self._local != self.uri:
-            with open(self._local, "rb") as source, files.create_file(self.uri) as target:
-                shutil.copyfileobj(source, target, files.COPY_CHUNK_BYTES)
-            os.unlink(self._local)
-        return num_bytes
-
-
 class _WriteShards(beam.DoFn):
     """Batches of bottlenecks -> one bundle's shards, a new one where a shard is full."""
 
@@ -139,7 +107,7 @@ class _WriteShards(beam.DoFn):
         self._staging_dir, self._settings = staging_dir, settings
 
     def start_bundle(self):
-        self._open: dict[str, _Shard] = {}
+        self._open: dict[str, ShardWriter] = {}
 
     def process(self, batch: ScoredBatch, labels: list[str]):
         label_ids = {label: i for i, label in enumerate(sorted(labels))}
@@ -148,8 +116,9 @@ class _WriteShards(beam.DoFn):
             shard = self._open.get(split)
             if shard is None:
                 uri = new_file_uri(self._staging_dir, split, SUFFIXES[self._settings.compression])
-                shard = self._open[split] = _Shard(uri, self._settings.compression)
-            shard.write(image, build_example(image, bottleneck_D, label_ids).SerializeToString(deterministic=True))
+                shard = self._open[split] = ShardWriter(uri, self._settings.compression)
+            serialized = build_example(image, bottleneck_D, label_ids).SerializeToString(deterministic=True)
+            shard.write(serialized, image.labels or (NO_LABEL,))
             if shard.num_raw_bytes >= MAX_SHARD_BYTES:
                 yield self._close(split)
 
@@ -160,6 +129,7 @@ class _WriteShards(beam.DoFn):
     def _close(self, split: str) -> StagedFile:
         shard = self._open.pop(split)
         num_bytes = shard.close()
+        beam.metrics.Metrics.counter("examples", "written").inc(shard.num_images)
         return StagedFile(split, shard.uri, shard.num_images, num_bytes, dict(sorted(shard.label_counts.items())))
 
 

@@ -130,6 +130,6 @@ class InferBatches(beam.PTransform):
         """Wire it."""
         return (
             batches
-            | RunInference(self.handler)
+            | RunInference(self.handler).with_output_types(ScoredBatch)
             | "NoteDone" >> beam.Map(_note_done, self.progress_dir).with_output_types(ScoredBatch)
         )

@@ -216,13 +216,6 @@ class ReadImages(beam.PTransform):
 
     def expand(self, refs):
         """Wire it."""
-        loaded = refs | beam.ParDo(_LoadImages(self)).with_outputs(ERRORS, main="batches")
-        # Outputs of one step share its type, so each gets its own here: Beam picks the coder by it.
-        return {
-            "batches": loaded["batches"] | "Batches" >> beam.Map(_as_it_is).with_output_types(PixelBatch),
-            ERRORS: loaded[ERRORS] | "Errors" >> beam.Map(_as_it_is).with_output_types(ImageError),
-        }
-
-
-def _as_it_is(item):
-    return item
+        load = beam.ParDo(_LoadImages(self)).with_output_types(PixelBatch, errors=ImageError)
+        loaded = refs | load.with_outputs(ERRORS, main="batches")
+        return {"batches": loaded["batches"], ERRORS: loaded[ERRORS]}

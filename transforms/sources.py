@@ -241,30 +241,24 @@ class MatchImages(beam.PTransform):
 
     def expand(self, pipeline):
         """Wire it."""
-        found = (
-            pipeline
-            | "Sources" >> beam.Create(self.sources)
-            | "SpreadSources" >> beam.Reshuffle()
-            | "FindImages" >> beam.ParDo(_FindImages(self.labels, self.separator)).with_outputs(LABELS, main="found")
+        find = beam.ParDo(_FindImages(self.labels, self.separator)).with_output_types(tuple[str, _Sighting], labels=str)
+        sources = pipeline | "Sources" >> beam.Create(self.sources) | "SpreadSources" >> beam.Reshuffle()
+        found = sources | "FindImages" >> find.with_outputs(LABELS, main="found")
+        each = beam.ParDo(_DecideEach(self.progress_dir))
+        each = each.with_output_types(ImageRef, errors=ImageError, skipped=SkippedFile)
+        grouped = found["found"] | "EachUriOnce" >> beam.GroupByKey()
+        decided = grouped | "Decide" >> each.with_outputs(ERRORS, SKIPPED, main="refs")
+        num_matched = (
+            (decided["refs"], decided[ERRORS])
+            | "AllMatched" >> beam.Flatten()
+            | "CountMatched" >> beam.combiners.Count.Globally()
         )
-        decided = (
-            found["found"]
-            | "KeyByUri" >> beam.Map(_as_it_is).with_output_types(tuple[str, _Sighting])
-            | "EachUriOnce" >> beam.GroupByKey()
-            | "Decide" >> beam.ParDo(_DecideEach(self.progress_dir)).with_outputs(ERRORS, SKIPPED, main="refs")
-        )
-        # Outputs of one step share its type, so each gets its own here: Beam picks the coder by it.
-        refs = decided["refs"] | "Refs" >> beam.Map(_as_it_is).with_output_types(ImageRef)
-        errors = decided[ERRORS] | "Errors" >> beam.Map(_as_it_is).with_output_types(ImageError)
-        skipped = decided[SKIPPED] | "Skipped" >> beam.Map(_as_it_is).with_output_types(SkippedFile)
-        num_matched = (refs, errors) | "AllMatched" >> beam.Flatten() | beam.combiners.Count.Globally()
-        # Not taken from the refs: whoever needs all labels beside each image would have to wait for what it makes
-        # itself, and the runner would keep every batch meanwhile.
-        labels = (
-            found[LABELS] | "Labels" >> beam.Map(_as_it_is).with_output_types(str) | "EachLabelOnce" >> beam.Distinct()
-        )
-        return {"refs": refs, ERRORS: errors, SKIPPED: skipped, "num_matched": num_matched, LABELS: labels}
-
-
-def _as_it_is(item):
-    return item
+        return {
+            "refs": decided["refs"],
+            ERRORS: decided[ERRORS],
+            SKIPPED: decided[SKIPPED],
+            "num_matched": num_matched,
+            # Not taken from the refs: who needs all labels beside each image would have to wait for what it is part
+            # of, and the runner would keep every batch meanwhile.
+            LABELS: found[LABELS] | "EachLabelOnce" >> beam.Distinct(),
+        }

@@ -3,30 +3,25 @@
 Array suffixes: B images, D bottleneck width, L labels.
 """
 
-import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Iterable
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.transforms.window import GlobalWindows
 
 from bulktag.model.tags import rank_tags, tags_array, top_arrays
 from bulktag.transforms import files
+from bulktag.transforms.parquet import ParquetFile
 from bulktag.transforms.records import ImageError, ImageInfo, ScoredBatch, StagedFile, errors_schema, tags_schema
 from bulktag.transforms.staging import new_file_uri
 
 TAGS, ERRORS = "tags", "errors"
-# Readers skip whole row groups by their statistics and decode them in parallel; 128k rows is DuckDB's own default
-# (122,880) rounded. Source: https://duckdb.org/docs/stable/guides/performance/file_formats
-ROW_GROUP_ROWS = 131_072
 MAX_FILE_BYTES = 512 << 20
-# Written to disk as one row group before it reaches ROW_GROUP_ROWS if it holds this much, for wide embeddings.
-MAX_BUFFER_BYTES = 128 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +55,16 @@ class TagSettings:
             raise ValueError(f"expected top_k of at least 1, got {self.top_k}")
         assert len(self.labels) == len(self.thresholds)
 
+    @functools.cached_property
+    def label_array(self) -> pa.StringArray:
+        """The labels as the dictionary that all batches share."""
+        return pa.array(self.labels, pa.string())
+
+    @functools.cached_property
+    def thresholds_L(self) -> np.ndarray:
+        """float32[L]."""
+        return np.asarray(self.thresholds, np.float32)
+
     @property
     def schema(self) -> pa.Schema:
         """Arrow schema of these rows."""
@@ -77,14 +82,13 @@ def build_tags(batch: ScoredBatch, settings: TagSettings, tagged_at_us: int) -> 
       a record batch of `settings.schema`; an image without a tag has one row with an empty list (in the long
       layout, one row of rank null).
     """
-    thresholds_L = np.asarray(settings.thresholds, np.float32)
-    ranked = rank_tags(batch.scores_BL, thresholds_L, settings.top_k)
-    tags = tags_array(settings.labels, *ranked)
+    ranked = rank_tags(batch.scores_BL, settings.thresholds_L, settings.top_k)
+    tags = tags_array(settings.label_array, *ranked)
     identity = _identity_columns(batch.images, settings, tagged_at_us)
     uris = pa.array([image.uri for image in batch.images], pa.string())
     if settings.layout == "long":
         return _long_rows(uris, tags, identity, settings.schema)
-    top_label, top_score = top_arrays(settings.labels, *ranked)
+    top_label, top_score = top_arrays(settings.label_array, *ranked)
     arrays = {"uri": uris, "tags": tags, "top_label": top_label, "top_score": top_score, **identity}
     if settings.scores:
         arrays["scores"] = _list_array(batch.scores_BL)
@@ -154,65 +158,10 @@ def build_errors(errors: Iterable[ImageError], run_id: str, at_us: int) -> pa.Re
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def count_images(batch: pa.RecordBatch) -> tuple[int, dict[str, int]]:
-    """Images that a batch of rows stands for, and how many of them have each best tag (each type, for errors)."""
-    if "rank" in batch.schema.names:  # long: an image's row of rank 1, or of rank null where it has no tag
-        batch = batch.filter(pc.fill_null(pc.less_equal(batch["rank"], 1), True))
-    column = next(name for name in ("top_label", "label", "error_type") if name in batch.schema.names)
-    counts = pc.value_counts(batch[column].drop_null()).to_pylist()
-    return batch.num_rows, {entry["values"]: entry["counts"] for entry in counts}
-
-
 def write_empty_table(uri: str, schema: pa.Schema) -> None:
     """A Parquet file without rows: readers of an empty table find its columns instead of no file."""
     with files.create_file(uri) as file:
         pq.write_table(schema.empty_table(), file)
-
-
-class ParquetFile:
-    """One Parquet file being written: record batches in, row groups out."""
-
-    def __init__(self, uri: str, schema: pa.Schema):
-        self.uri, self.num_images = uri, 0
-        self.label_counts: collections.Counter = collections.Counter()
-        self._buffer: list[pa.RecordBatch] = []
-        self._buffered_rows = self._buffered_bytes = 0
-        self._file = files.create_file(uri)
-        dictionary = [name for name in ("top_label", "label", "model_id", "run_id") if name in schema.names]
-        self._writer = pq.ParquetWriter(
-            self._file, schema, compression="zstd", use_dictionary=[*dictionary, "tags.list.element.label"],
-            use_compliant_nested_type=True, coerce_timestamps="us",
-        )  # fmt: skip
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes written so far."""
-        return self._file.tell()
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Add rows."""
-        images, labels = count_images(batch)
-        self.num_images += images
-        self.label_counts.update(labels)
-        self._buffer.append(batch)
-        self._buffered_rows += batch.num_rows
-        self._buffered_bytes += batch.nbytes
-        if self._buffered_rows >= ROW_GROUP_ROWS or self._buffered_bytes >= MAX_BUFFER_BYTES:
-            self._flush()
-
-    def close(self) -> int:
-        """Finish the file and return its size in bytes."""
-        self._flush()
-        self._writer.close()
-        num_bytes = self._file.tell()
-        self._file.close()
-        return num_bytes
-
-    def _flush(self):
-        if self._buffer:
-            table = pa.Table.from_batches(self._buffer).unify_dictionaries()
-            self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-            self._buffer, self._buffered_rows, self._buffered_bytes = [], 0, 0
 
 
 class _WriteTable(beam.DoFn):
@@ -238,6 +187,7 @@ class _WriteTable(beam.DoFn):
     def _close(self) -> StagedFile:
         file, self._open = self._open, None
         num_bytes = file.close()
+        beam.metrics.Metrics.counter(self._table, "written").inc(file.num_images)
         return StagedFile(self._table, file.uri, file.num_images, num_bytes, dict(sorted(file.label_counts.items())))
 
 
