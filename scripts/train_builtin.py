@@ -2,7 +2,19 @@
 
     python scripts/train_builtin.py
 
-needs no network and no GPU, and writes `model/data/builtin.npz`. RESULT_PLACEHOLDER
+draws 60,000 pictures of 113 classes (36 shapes, 67 letters, 9 textures, and background alone; `builtin_pictures.py`
+says what is left out and why), trains on them and writes `model/data/builtin.npz`. No network, no GPU.
+
+Recipe: AdamW, batches of 64, cosine decay from 2e-3 over 4,004 steps at 64 px, then from 7e-4 over 1,196 steps at
+96 px; each picture is cropped from 104 px and re-lit anew. Two heads, thrown away afterwards: the class
+(cross-entropy) and the figure's colour (squared error). Batch normalisation is folded in, weights stored as float16.
+
+Result of the published file (seed 0): 83.8% training accuracy over the last half of the 96 px stage; 1.65 MB.
+Frozen features, standardised, with scikit-learn's logistic regression, on pictures never seen here:
+  demo (circle, plus, square, triangle; 100 training pictures a class): 99.9% held out (expect 99.5 to 100%);
+  scikit-learn's digits, half held out: 98.3%, mean of 3 splits (expect 97.8 to 98.8%).
+Time: 31 minutes on two cores of an AMD EPYC that were shared with other work (1.7 minutes of it drawing); about 19
+when they are free. The same seed and number of threads give the same bytes on the same machine and TensorFlow.
 """
 
 import argparse

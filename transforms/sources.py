@@ -51,9 +51,20 @@ def parse_source(text: str) -> Source:
         return Source("manifest", uri)
     if is_file:
         return Source("file", uri)
+    _check_reachable(uri)
     if glob.has_magic(uri):
         return Source("glob", _literal_start(uri) if files.is_local(uri) else uri)
     raise ValueError(f"expected a folder, file, manifest or glob that exists, found nothing there: {text}")
+
+
+def _check_reachable(uri: str) -> None:
+    try:
+        if files.is_local(uri):
+            os.lstat(uri)
+    except PermissionError as error:
+        raise ValueError(f"expected a source that may be read, got one below a closed folder: {uri}") from error
+    except OSError:
+        return  # no such file: perhaps a pattern
 
 
 def _literal_start(pattern: str) -> str:

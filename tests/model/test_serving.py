@@ -159,15 +159,8 @@ def test_orientation_is_found_behind_other_segments_in_either_byte_order(byte_or
         struct.pack(f"{byte_order}HHII", 0x010F, 2, 4, 0) + struct.pack(f"{byte_order}HHI", 0x0112, kind, 1) + value
     )
     tiff = mark + struct.pack(f"{byte_order}IH", 8, 2) + entries + b"\0" * 4
-    segments = b"".join(
-        b"\xff" + code + struct.pack(">H", len(body) + 2) + body
-        for code, body in (
-            (b"\xe0", b"JFIF\0" + b"\0" * 9),
-            (b"\xe1", b"http://ns.adobe.com/xap/1.0/\0Exif\0\0"),
-            (b"\xff\xe1", b""),
-        )
-        if body
-    )
+    others = ((b"\xe0", b"JFIF\0" + b"\0" * 9), (b"\xe1", b"http://ns.adobe.com/xap/1.0/\0Exif\0\0"))
+    segments = b"".join(b"\xff" + code + struct.pack(">H", len(body) + 2) + body for code, body in others)
     exif = b"\xff\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff  # after a fill byte
     data = b"\xff\xd8" + segments + exif + encode(draw_photo(), "JPEG")[2:]
     assert read_orientation_in_graph(tf.constant(data), "JPEG").numpy() == 8
@@ -206,8 +199,19 @@ def test_resize_takes_a_fractional_box_like_pillow():
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\xff", b"no image at all", encode(draw_photo(), "TIFF"), encode(draw_photo(), "JPEG")[:2000]]
-    + [encode(draw_photo(), "PNG")[:300], encode(Image.fromarray(draw_photo()).quantize(16), "BMP"), b"GIF89a", b"BM"],
+    [
+        b"",
+        b"\xff",
+        b"no image at all",
+        b"GIF89a",
+        b"BM",
+        encode(draw_photo(), "TIFF"),
+        encode(draw_photo(), "JPEG")[:2000],
+        encode(draw_photo(), "PNG")[:300],
+        encode(draw_photo(), "WEBP")[:300],
+        encode(Image.fromarray(draw_photo()).quantize(16), "GIF")[:300],
+        encode(Image.fromarray(draw_photo()).quantize(16), "BMP"),
+    ],
 )
 def test_what_cannot_be_decoded_is_an_error(data):
     with pytest.raises(tf.errors.InvalidArgumentError):
@@ -244,7 +248,7 @@ def test_saved_model_needs_nothing_of_this_project(tmp_path):
         "folder = pathlib.Path(sys.argv[1])\n"
         "load = tf.saved_model.load(str(folder / 'saved')).load\n"
         "pixels = load(tf.constant((folder / 'photo.jpg').read_bytes()))\n"
-        "assert not [name for name in sys.modules if name.startswith(('bulktag', 'PIL'))]\n"
+        "assert not [name for name in sys.modules if name.startswith('bulktag')]\n"
         "(folder / 'pixels').write_bytes(pixels.numpy().tobytes())\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True)

@@ -1,6 +1,10 @@
 """Pictures, and an object store that lives in memory."""
 
+import contextlib
 import io
+import os
+import pathlib
+import tempfile
 
 import numpy as np
 import pytest
@@ -106,3 +110,31 @@ def store():
     yield MemoryStore
     MemoryStore.objects.clear()
     MemoryStore.failing.clear()
+
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that any user may enter, unlike tmp_path."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield pathlib.Path(folder)
+
+
+@pytest.fixture
+def without_root():
+    """with without_root(): the rights of an ordinary user, where tests run as root, to whom nothing is forbidden."""
+
+    @contextlib.contextmanager
+    def ordinary_user():
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(NOBODY)
+        try:
+            yield
+        finally:
+            os.seteuid(user)
+
+    return ordinary_user
