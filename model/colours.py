@@ -32,7 +32,10 @@ def on_white_canvas(rgb: Image.Image, covered: tuple[int, int, int, int]) -> Ima
 
 
 def _png_colour_key(key: int | tuple[int, int, int], bit_depth: int) -> int | tuple[int, int, int]:
-    """The transparent colour of a PNG, given in samples of the file, in Pillow's 8-bit samples."""
+    """The transparent colour of a PNG, given in samples of the file, in Pillow's 8-bit samples.
+
+    Of 16-bit RGB Pillow keeps the upper bytes only, so colours that share those are transparent too.
+    """
     if isinstance(key, tuple):
         return tuple(sample >> (bit_depth - 8) for sample in key)
     return key * 255 // (2**bit_depth - 1) if 1 < bit_depth < 8 else key

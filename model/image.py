@@ -1,4 +1,4 @@
-"""Encoded bytes -> the network's square of pixels. Nothing else in the project knows a codec.
+"""Encoded bytes -> the network's square of pixels. Beside `codecs` and `colours` nothing else knows an image format.
 
 What a viewer shows is what the network sees: EXIF orientation is applied, transparency is laid on white, palettes,
 CMYK and 16-bit samples become 8-bit RGB, and of an animation or a multi-page file the first picture counts. Colour
@@ -50,9 +50,9 @@ _OTHER_SUFFIXES = (
 IMAGE_SUFFIXES = frozenset(f"{_DECODED_SUFFIXES} {_OTHER_SUFFIXES}".split())
 
 # libjpeg can decode at 1/2, 1/4 and 1/8 of the size, several times faster. It is used down to this multiple of the
-# network's square, so that the filtered resize still has at least two samples for each output pixel: at 2.0 (the
-# value of Pillow's documentation for `reducing_gap`, "almost indistinguishable") the mean difference from a full
-# decode is below one level.
+# network's square, so that the filtered resize still has at least two samples for each output pixel. 2.0 is the
+# default of `reducing_gap` in Pillow's `Image.thumbnail`; against a full decode of a 4000 x 3000 photo the square
+# differs by a quarter of a level in the mean and 4 levels at most, at a fifth of the time.
 REDUCING_GAP = 2.0
 
 

@@ -202,15 +202,16 @@ def _images(parsed: dict) -> list[ImageInfo]:
 
 def list_shards(examples_dir: str, splits: Iterable[str] = SPLITS) -> list[str]:
     """URIs of the shards of an examples folder, sorted."""
-    found = []
+    found: list[str] = []
     for split in splits:
         folder = files.join(examples_dir, split)
         if files.is_local(folder):
-            names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-            found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
+            names = os.listdir(folder) if os.path.isdir(folder) else []
+            found += sorted(os.path.join(folder, name) for name in names)
         else:
             found += sorted(uri for uri, _, _ in files.list_remote(files.escape(folder) + "/*"))
-    return [uri for uri in found if uri.endswith(tuple(SUFFIXES.values()))]
+    suffixes = tuple(SUFFIXES.values())
+    return [uri for uri in found if uri.endswith(suffixes) and not uri.rsplit("/", 1)[1].startswith(".")]
 
 
 class _ReadShard(beam.DoFn):

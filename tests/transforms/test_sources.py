@@ -299,7 +299,9 @@ def test_overlapping_sources_match_each_image_once(tmp_path):
                 ImageRef(f"{tmp_path}/roses/.h.jpg", (), -1, -1),  # hidden to a folder, but a manifest may name it
             ],
             "errors": [ImageError(f"{manifest}#line 7", "match", "no_uri", "expected a uri, got ''", -1)],
-            "skipped": [SkippedFile("not_an_image", f"{tmp_path}/{name}") for name in ("lists/m.csv", "roses/notes.txt")],
+            "skipped": [
+                SkippedFile("not_an_image", f"{tmp_path}/{name}") for name in ("lists/m.csv", "roses/notes.txt")
+            ],
             "num_matched": [4],
             "labels": ["pink", "red", "roses"],
         },
