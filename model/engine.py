@@ -34,6 +34,18 @@ def describe_device(device: str = "auto") -> str:
     return f"GPU: {gpu_name}" if gpu_name else "CPU"
 
 
+def choose_training_device(device: str = "auto") -> str:
+    """Have Keras in this process use a device; returns what `describe_device` says of it.
+
+    Raises:
+      ValueError: see `describe_device`.
+    """
+    described = describe_device(device)
+    if device == "cpu" and tf.config.list_physical_devices("GPU"):
+        tf.config.set_visible_devices([], "GPU")
+    return described
+
+
 class Engine:
     """A frozen graph, ready to run.
 

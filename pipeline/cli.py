@@ -1,12 +1,13 @@
 """The `bulktag` command.
 
-Exit codes: 0 done, 1 the job failed, 2 the request was wrong, 130 interrupted.
+Exit codes: 0 done, 1 the job failed, 2 the request was wrong, 130 interrupted, 143 terminated.
 """
 
 import argparse
 import dataclasses
 import importlib.util
 import os
+import signal
 import sys
 import typing
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from bulktag.pipeline.quiet import import_tensorflow, quiet_environment
 
 # Heavy imports (TensorFlow, Beam) happen inside the functions: `--help` and a typo answer at once.
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+# As shells report a process that ended by SIGINT or SIGTERM: 128 and the signal's number.
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 EPILOGS = {
     "extract": "Beam's own options (--runner ...) may follow. Example: bulktag extract --input photos/ --output examples/",
@@ -75,7 +78,8 @@ def add_config_verb(verbs, name: str, kind: type) -> None:
     """A verb whose flags are the fields of a configuration."""
     description = " ".join((kind.__doc__ or "").split())
     parser = _add_verb(verbs, name, description, EPILOGS[name])
-    for field in dataclasses.fields(kind):
+    # What must be given comes first.
+    for field in sorted(dataclasses.fields(kind), key=lambda field: not field.metadata["required"]):
         if field.name in ("beam", "images"):
             continue
         parser.add_argument("--" + field.name.replace("_", "-"), **_flag_settings(field))
@@ -110,11 +114,20 @@ def _help_text(field: dataclasses.Field) -> str:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command and exit."""
     quiet_environment()
+    signal.signal(signal.SIGTERM, _terminate)
     code = run_command(sys.argv[1:] if arguments is None else arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     # Worker threads of a job that was interrupted or failed may still be in a long call: they must not keep us.
     os._exit(code)
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end, as schedulers do: handled like Ctrl-C."""
+
+
+def _terminate(signum, frame) -> NoReturn:
+    raise Terminated
 
 
 def run_command(arguments: list[str]) -> int:
@@ -134,9 +147,9 @@ def run_command(arguments: list[str]) -> int:
     except UsageError as error:
         print(_one_line(str(error)), file=sys.stderr)
         return EXIT_USAGE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted: nothing was published", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
 
 
 def _guarded(verb: str, work: Callable[[], Any]) -> int:

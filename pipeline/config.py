@@ -114,6 +114,7 @@ class TrainConfig:
     min_accuracy: float = option(
         0.0, "fail, and publish nothing, below this accuracy on the test split (0 to 1)", metavar="SHARE"
     )
+    device: str = option("auto", "what the head is trained on; gpu fails where there is none", choices=DEVICES)
     log_dir: str = option("", "folder for TensorBoard logs", metavar="DIR")
     checkpoint_dir: str = option(
         "", "folder for checkpoints; default: beside the model; an interrupted training goes on from there",

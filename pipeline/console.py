@@ -1,8 +1,9 @@
 """What a person sees: progress while a job runs, and its result."""
 
-import sys
+import contextlib
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -63,6 +64,16 @@ class ProgressDisplay:
         return (done - self._first_done[1]) / (now - self._first_done[0])
 
 
+@contextlib.contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show on a terminal that something is going on that may take a few seconds."""
+    if not ERR.is_terminal:
+        yield
+        return
+    with ERR.status(text):
+        yield
+
+
 def say(text: str = "") -> None:
     """A line about the way to the result."""
     ERR.print(text, markup=False)
@@ -82,11 +93,6 @@ def print_table(columns: tuple[str, ...], rows: list[tuple], title: str = "") ->
     for row in rows:
         table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
     OUT.print(table, markup=False)
-
-
-def is_terminal() -> bool:
-    """Whether a person is likely to watch."""
-    return sys.stderr.isatty()
 
 
 class TrainingDisplay:

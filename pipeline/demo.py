@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shlex
+import shutil
 import time
 
 from bulktag.model.drawing import draw_demo_images
@@ -17,6 +18,7 @@ from bulktag.pipeline.train import run_train
 # Another seed than the training pictures': what is tagged was never seen.
 TRAINING_SEED, NEW_SEED = 1, 2
 NEW_PER_CLASS = 25
+MARKER = ".bulktag-demo"
 
 # About 90 of 150 pictures of a class are trained on; a quarter of all is held out for the figures.
 SPLIT = (0.6, 0.15, 0.25)
@@ -37,10 +39,12 @@ def run_demo(workdir: str, images_per_class: int) -> None:
     """Draw, extract, train, evaluate, tag, classify and query.
 
     Args:
-      workdir: folder for everything; what an earlier demo left there is replaced.
+      workdir: folder for everything; an earlier demo's is replaced.
       images_per_class: pictures drawn a class for training, validation and test together.
+    Raises:
+      ValueError: `workdir` holds something that no demo wrote.
     """
-    root = pathlib.Path(workdir)
+    root = _prepare(workdir)
     started = time.monotonic()
     _step(
         "draw",
@@ -73,6 +77,22 @@ def run_demo(workdir: str, images_per_class: int) -> None:
     _query(paths["tags"])
     OUT.print(f"done in {time.monotonic() - started:.0f} s")
     _say_where(paths)
+
+
+def _prepare(workdir: str) -> pathlib.Path:
+    """An empty folder, where only an earlier demo may have been."""
+    root = pathlib.Path(workdir)
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"expected a folder or a new name for the demo, got a file: {workdir}")
+    if root.is_dir() and any(root.iterdir()):
+        if not (root / MARKER).exists():
+            raise ValueError(
+                f"expected an empty folder or that of an earlier demo, got one that holds files: {workdir}"
+            )
+        shutil.rmtree(root)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / MARKER).write_text("made by `bulktag demo`, replaced by the next one\n", encoding="utf-8")
+    return root
 
 
 def _quote(path: str) -> str:

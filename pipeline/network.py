@@ -9,7 +9,7 @@ from bulktag.model.backbone import Backbone, build_backbone
 from bulktag.model.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
 from bulktag.model.imagenet import build_imagenet_classifier
 from bulktag.pipeline.config import IMAGENET
-from bulktag.pipeline.console import say
+from bulktag.pipeline.console import say, working
 from bulktag.transforms import files
 from bulktag.transforms.sources import EXAMPLES_FILE
 
@@ -33,7 +33,7 @@ def resolve_backbone(config) -> Backbone:
       ValueError: an unknown name, weights that do not exist or do not fit.
     """
     weights = config.resolved_weights
-    with tempfile.TemporaryDirectory(prefix="bulktag-weights-") as folder:
+    with working("building the network"), tempfile.TemporaryDirectory(prefix="bulktag-weights-") as folder:
         backbone = build_backbone(
             config.backbone,
             _local_weights(weights, folder),
@@ -98,12 +98,15 @@ def resolve_bundle(config, folder: str, resize: str) -> tuple[Bundle, str]:
     """
     if config.model != IMAGENET:
         uri = find_bundle(config.model)
-        return load_bundle(files.fetch_folder(uri)), uri
+        with working("loading the model"):
+            return load_bundle(files.fetch_folder(uri)), uri
     weights = config.resolved_weights
-    with tempfile.TemporaryDirectory(prefix="bulktag-weights-") as scratch:
+    with working("building the network"), tempfile.TemporaryDirectory(prefix="bulktag-weights-") as scratch:
         backbone, head, labels = build_imagenet_classifier(
             config.backbone, _local_weights(weights, scratch), image_size_px=config.image_size_px or None
         )
     _say_network(config.backbone, weights, backbone)
-    save_bundle(folder, _as_given(backbone, weights), head, labels, resize=resize)
-    return load_bundle(folder), folder
+    with working("writing the model for the workers"):
+        model = _as_given(backbone, weights)
+        files.write_folder(lambda path: save_bundle(path, model, head, labels, resize=resize), folder)
+        return load_bundle(files.fetch_folder(folder)), folder

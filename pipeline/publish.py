@@ -56,7 +56,7 @@ def check_output(output: str, job: str) -> None:
         raise ValueError(f"expected a folder or a new name for the output, got a file: {output}")
     run_file = files.join(output, RUN_FILE)
     if files.exists(run_file):
-        found = json.loads(files.read_bytes(run_file)).get("job")
+        found = _job_of(run_file)
         if found != job:
             raise ValueError(
                 f"expected the output of an earlier {job}, or an empty folder, got that of {found}: {output}"
@@ -69,6 +69,14 @@ def check_output(output: str, job: str) -> None:
                 f"expected an empty folder or the output of an earlier {job}, got one that holds "
                 f"{sorted(others)[0]!r} and no {RUN_FILE}: {output}"
             )
+
+
+def _job_of(run_file: str) -> str:
+    """The job that wrote a run.json."""
+    try:
+        return json.loads(files.read_bytes(run_file))["job"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"expected {RUN_FILE} of an earlier run, got something else: {run_file}") from error
 
 
 @contextlib.contextmanager

@@ -4,11 +4,12 @@ import dataclasses
 
 from bulktag.model.backbone import load_backbone
 from bulktag.model.bundle import BUNDLE_FILE, save_bundle
+from bulktag.model.engine import choose_training_device
 from bulktag.model.splits import read_examples_info
 from bulktag.model.training import TrainedHead, TrainOptions, train_head
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import TrainConfig
-from bulktag.pipeline.console import OUT, TrainingDisplay, print_table, say
+from bulktag.pipeline.console import OUT, TrainingDisplay, print_table, say, working
 from bulktag.pipeline.runners import JobFailed
 from bulktag.transforms import files
 from bulktag.transforms.sources import EXAMPLES_FILE
@@ -33,6 +34,8 @@ def run_train(config: TrainConfig) -> dict:
     publish.check_output(output, "train")
     options = _train_options(config, output)
     record = outcome.RunRecord("train", publish.new_run_id(), config)
+    record.note(device=choose_training_device(config.device))
+    say(f"device: {record.facts['device']}")
     local_examples = files.fetch_folder(examples)
     backbone = load_backbone(files.join(local_examples, "backbone"))
 
@@ -58,7 +61,8 @@ def run_train(config: TrainConfig) -> dict:
             )  # fmt: skip
             record.note(model_id=model_id)
 
-        files.write_folder(save, made.final)
+        with working("writing the model"):
+            files.write_folder(save, made.final)
         run = record.to_json("succeeded")
         publish.publish(made, ENTRIES, run)
     files.delete_folder(files.join(output, CHECKPOINTS))

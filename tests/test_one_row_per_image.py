@@ -149,7 +149,8 @@ def read_uris(output: pathlib.Path, table: str) -> list[str]:
 def check_run(tree: Tree, bundle_dir, output: pathlib.Path, sources: list, **changes) -> dict:
     """Tag the tree and compare what came out with what must."""
     config = TagConfig(
-        input=tuple(map(str, sources)), model=str(bundle_dir), output=str(output), max_error_share=1.0, batch_size=4, **changes
+        input=tuple(map(str, sources)), model=str(bundle_dir), output=str(output), max_error_share=1.0, batch_size=4,
+        **changes,
     )  # fmt: skip
     run = run_tag(config)
     tagged, failed = read_uris(output, "tags"), read_uris(output, "errors")

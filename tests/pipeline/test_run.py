@@ -1,0 +1,113 @@
+"""`bulktag run`: one YAML file, checked before anything starts."""
+
+import pytest
+
+from bulktag.pipeline.cli import run_command
+from bulktag.pipeline.run import describe_run, load_run
+
+GOOD = """\
+# a comment
+tag:
+  input: [new/]
+  model: model
+  output: tags
+  top-k: 3
+extract:
+  input: photos
+  output: examples
+  backbone: builtin
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_stages_come_in_the_order_of_the_journey(tmp_path):
+    run = load_run(write(tmp_path, GOOD))
+    assert [job for job, _ in run.stages] == ["extract", "tag"]
+    assert run.stages[1][1].top_k == 3
+
+
+def test_values_can_be_set_from_the_command_line(tmp_path):
+    run = load_run(
+        write(tmp_path, GOOD), ("tag.top_k=7", "tag.run_date=2026-11-22", "tag.input=[a, b]", "extract.labels=none")
+    )
+    tag = run.stages[1][1]
+    assert (tag.top_k, tag.run_date, tag.input) == (7, "2026-11-22", ("a", "b"))
+    assert run.stages[0][1].labels == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tags:\n  input: a\n", "expected a stage of extract, train, evaluate, tag, got 'tags': {path}:1"),
+        (GOOD.replace("top-k", "topk"), "got 'topk': {path}:6"),
+        (GOOD.replace("top-k: 3", "top-k: lots"), "expected top_k to be a whole number, got 'lots': {path}:6"),
+        (GOOD.replace("  output: examples\n", ""), "extract: expected output, got none: {path}"),
+        (GOOD + "  backbone: pixels\n", "expected each key once, got 'backbone' again: {path}:11"),
+        ("tag: [1, 2]\n", "expected fields of tag as `key: value` lines, got something else: {path}:1"),
+        ("tag:\n  input: [a\n  model: b\n", "{path}:3"),
+        ("", "expected at least one stage"),
+        ("tag: !!python/object/apply:os.system ['true']\n", "expected fields of tag"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match="expected") as caught:
+        load_run(path)
+    assert message.format(path=path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("top_k=3", "expected --set STAGE.FIELD=VALUE"),
+        ("train.epochs=3", "expected a stage of the run file (tag, extract), got 'train'"),
+        ("tag.topk=3", "got 'topk' in --set"),
+        ("tag.top_k=x", "expected top_k to be a whole number"),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path, override, message):
+    with pytest.raises(ValueError, match="expected") as caught:
+        load_run(write(tmp_path, GOOD), (override,))
+    assert message in str(caught.value)
+
+
+def test_dry_run_prints_what_would_be_done_and_does_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["run", write(tmp_path, GOOD), "--dry-run", "--set", "tag.top_k=4"]) == 0
+    assert "top_k: 4" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+    assert "backbone: builtin" in describe_run(load_run(write(tmp_path, GOOD)))
+
+
+def test_a_missing_file_is_the_users_mistake(tmp_path, capsys):
+    assert run_command(["run", str(tmp_path / "no.yaml")]) == 2
+    assert "expected a run file that exists" in capsys.readouterr().err
+
+
+def test_all_stages_run_in_order(tmp_path, demo_images):
+    text = f"""\
+extract: {{input: "{demo_images}", output: "{tmp_path}/examples", backbone: builtin, split: [0.5, 0.2, 0.3]}}
+train: {{examples: "{tmp_path}/examples", model: "{tmp_path}/model", epochs: 3}}
+evaluate: {{examples: "{tmp_path}/examples", model: "{tmp_path}/model", output: "{tmp_path}/report"}}
+tag: {{input: "{demo_images}/circle", model: "{tmp_path}/model", output: "{tmp_path}/tags"}}
+"""
+    assert run_command(["run", write(tmp_path, text)]) == 0
+    for name in ("examples", "model", "report", "tags"):
+        assert (tmp_path / name / "_SUCCESS").exists()
+
+
+def test_a_stage_that_fails_ends_the_run(tmp_path, demo_images, capsys):
+    text = f"""\
+extract: {{input: "{demo_images}", output: "{tmp_path}/examples", backbone: builtin, split: [0.5, 0.2, 0.3]}}
+train: {{examples: "{tmp_path}/examples", model: "{tmp_path}/model", epochs: 1, min_accuracy: 1.0, learning_rate: 1.0e-9}}
+tag: {{input: "{demo_images}", model: "{tmp_path}/model", output: "{tmp_path}/tags"}}
+"""
+    assert run_command(["run", write(tmp_path, text)]) == 1
+    assert "is below --min-accuracy 1" in capsys.readouterr().err
+    assert not (tmp_path / "model" / "bundle.json").exists() and not (tmp_path / "tags").exists()
