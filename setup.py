@@ -53,8 +53,8 @@ DEV = [
 setup(
     name="bulktag",
     version=VERSION,
-    description="Tag millions of images with Apache Beam: TFRecords with bottlenecks, a trained head, Parquet of labels and scores",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
+    description="Tag millions of images with Apache Beam: bottlenecks, a trained head, Parquet of labels and scores",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",

@@ -6,15 +6,18 @@ TensorFlow opens, so a training killed while it writes resumes from the one befo
 
 import json
 import logging
+import math
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 _LOG = logging.getLogger(__name__)
 
 # The loss on validation: cross-entropy with the smoothing that training uses.
 MONITORED = "validation_loss"
+# A loss that falls by less stays where it is: training for its sake cost up to three times the epochs and gained
+# nothing in cross-validation on flower photos.
+MIN_IMPROVEMENT = 0.002
 
 
 class TrainingState:
@@ -60,8 +63,12 @@ class TrainingState:
 
     @property
     def best_epoch(self) -> int:
-        """Epoch, counted from 1, of the lowest loss on validation; the earliest of equals; 0 without any."""
-        return 1 + int(np.argmin([row[MONITORED] for row in self.rows])) if self.rows else 0
+        """Epoch, counted from 1, after which the loss on validation no longer fell; 0 without any."""
+        best_epoch, best_loss = 0, math.inf
+        for epoch, row in enumerate(self.rows, start=1):
+            if row[MONITORED] < best_loss - MIN_IMPROVEMENT:
+                best_epoch, best_loss = epoch, row[MONITORED]
+        return best_epoch
 
     def is_finished(self, epochs: int, patience: int) -> bool:
         """Whether all epochs are done, or the last `patience` of them were no better than the best before."""

@@ -23,7 +23,8 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 EPILOGS = {
-    "extract": "Beam's own options (--runner ...) may follow. Example: bulktag extract --input photos/ --output examples/",
+    "extract": "Beam's own options (--runner ...) may follow. "
+    "Example: bulktag extract --input photos/ --output examples/",
     "train": "Example: bulktag train --examples examples/ --model model/ --min-accuracy 0.9",
     "evaluate": "Example: bulktag evaluate --examples examples/ --model model/ --output report/",
     "tag": "Beam's own options (--runner ...) may follow. "

@@ -40,6 +40,8 @@ def import_tensorflow() -> None:
         os.dup2(saved, 2)
     # Beam 2.77 says on the root logger that it cannot measure memory where one of its extras is missing.
     logging.getLogger().addFilter(lambda record: "Resource module is not available" not in str(record.msg))
-    for name in ("apache_beam", "tensorflow", "absl"):
+    for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Beam logs an error and raises it as well: the launcher says what is raised, once.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"apache_beam\..*")

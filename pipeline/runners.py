@@ -153,6 +153,8 @@ def run_pipeline(
                 thread.join(POLL_EVERY_S)
                 display.update(read_progress(folder))
         except BaseException:
+            # Beam's threads would each print that their worker is gone.
+            threading.excepthook = lambda _: None
             end_worker_processes()
             raise
     if "error" in outcome:

@@ -17,7 +17,11 @@ REPO = pathlib.Path(__file__).resolve().parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [
-    line.split("  #")[0].strip() for kind, text in BLOCKS if not kind for line in text.splitlines() if "bulktag " in line
+    line.split("  #")[0].strip()
+    for kind, text in BLOCKS
+    if not kind
+    for line in text.splitlines()
+    if "bulktag " in line
 ]
 COMMANDS = [command for command in COMMANDS if command.startswith("bulktag ")]
 

@@ -97,7 +97,7 @@ def test_a_file_that_is_missing_is_named(bundle_folder, tmp_path):
     copy = tmp_path / "model"
     shutil.copytree(bundle_folder, copy)
     (copy / "graphs" / "head.pb").unlink()
-    with pytest.raises(ValueError, match="expected file graphs/head.pb in the bundle, found none"):
+    with pytest.raises(ValueError, match=r"expected file graphs/head\.pb in the bundle, found none"):
         load_bundle(str(copy))
 
 
@@ -105,6 +105,6 @@ def test_a_file_that_is_missing_is_named(bundle_folder, tmp_path):
 def test_what_is_no_bundle_is_refused_in_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "bundle.json").write_text(content)
-    with pytest.raises(ValueError, match="^expected a (model )?bundle") as caught:
+    with pytest.raises(ValueError, match=r"^expected a (model )?bundle") as caught:
         load_bundle(str(tmp_path))
     assert "\n" not in str(caught.value)

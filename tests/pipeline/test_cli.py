@@ -7,6 +7,8 @@ import pytest
 from bulktag.pipeline import cli
 from bulktag.pipeline.cli import run_command
 
+TAG = ("tag", "--input", "{photos}", "--model", "m", "--output", "o")
+EXTRACT = ("extract", "--input", "{photos}", "--output", "{photos}/o")
 VERBS = ("extract", "train", "evaluate", "tag", "classify")
 
 
@@ -23,22 +25,22 @@ def photos(tmp_path):
         ([], "expected a verb, got none"),
         (["tga"], "invalid choice: 'tga'"),
         (["tag", "--input", "{photos}", "--model", "m"], "the following arguments are required: --output"),
-        (["tag", "--input", "{photos}", "--model", "m", "--output", "o", "--topk", "3"], "did you mean --top-k?"),
-        (["tag", "--input", "{photos}", "--model", "m", "--output", "o", "--top-k", "x"], "expected top_k to be a whole"),
-        (["tag", "--input", "{photos}", "--model", "m", "--output", "o", "--layout", "x"], "invalid choice: 'x'"),
-        (["tag", "--input", "{photos}", "--model", "m", "--output", "o", "--runer", "x"], "got --runer (did you mean --runner?)"),
-        (["tag", "--input", "{photos}", "--model", "m", "--output", "o", "--flink_version", "0.1"], "expected Beam options"),
+        ([*TAG, "--topk", "3"], "did you mean --top-k?"),
+        ([*TAG, "--top-k", "x"], "expected top_k to be a whole"),
+        ([*TAG, "--layout", "x"], "invalid choice: 'x'"),
+        ([*TAG, "--runer", "x"], "got --runer (did you mean --runner?)"),
+        ([*TAG, "--flink_version", "0.1"], "expected Beam options"),
         (["tag", "--input", "nowhere", "--model", "m", "--output", "o"], "found nothing there: nowhere"),
         (["tag", "--input", "{photos}", "--model", "nowhere", "--output", "{photos}/o"], "expected a model bundle"),
         (["tag", "--input", "ftp://x/y", "--model", "m", "--output", "o"], "got scheme 'ftp'"),
         (["tag", "--input", "{photos}", "--model", "m", "--output", "{photos}/o", "--run-date", "today"], "YYYY-MM-DD"),
-        (["extract", "--input", "{photos}", "--output", "{photos}/o", "--backbone", "incepton_v3"], "inception_v3"),
-        (["extract", "--input", "{photos}", "--output", "{photos}/o", "--backbone", "vgg16", "--weights", "no.h5"], "no.h5"),
-        (["extract", "--input", "{photos}", "--output", "{photos}/o", "--split", "0.5", "0.6", "0.1"], "add up to 1"),
-        (["extract", "--input", "{photos}", "--output", "{photos}/o", "--device", "gpu"], "expected a GPU"),
+        ([*EXTRACT, "--backbone", "incepton_v3"], "inception_v3"),
+        ([*EXTRACT, "--backbone", "vgg16", "--weights", "no.h5"], "no.h5"),
+        ([*EXTRACT, "--split", "0.5", "0.6", "0.1"], "add up to 1"),
+        ([*EXTRACT, "--device", "gpu"], "expected a GPU"),
         (["train", "--examples", "{photos}", "--model", "{photos}/m"], "expected a folder that extract wrote"),
         (["train", "--examples", "{photos}", "--model", "m", "--worker", "2"], "expected a known option, got --worker"),
-        (["evaluate", "--examples", "{photos}", "--model", "m", "--output", "o"], "expected a folder that extract wrote"),
+        (["evaluate", "--examples", "{photos}", "--model", "m", "--output", "o"], "a folder that extract wrote"),
         (["classify", "--model", "m", "x.jpg"], "expected a model bundle"),
         (["demo", "--images-per-class", "1"], "expected images-per-class of at least 10"),
     ],

@@ -105,7 +105,7 @@ tag: {{input: "{demo_images}/circle", model: "{tmp_path}/model", output: "{tmp_p
 def test_a_stage_that_fails_ends_the_run(tmp_path, demo_images, capsys):
     text = f"""\
 extract: {{input: "{demo_images}", output: "{tmp_path}/examples", backbone: builtin, split: [0.5, 0.2, 0.3]}}
-train: {{examples: "{tmp_path}/examples", model: "{tmp_path}/model", epochs: 1, min_accuracy: 1.0, learning_rate: 1.0e-9}}
+train: {{examples: "{tmp_path}/examples", model: "{tmp_path}/model", epochs: 1, min_accuracy: 1, learning_rate: 1.0e-9}}
 tag: {{input: "{demo_images}", model: "{tmp_path}/model", output: "{tmp_path}/tags"}}
 """
     assert run_command(["run", write(tmp_path, text)]) == 1

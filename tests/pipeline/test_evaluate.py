@@ -1,0 +1,53 @@
+"""`bulktag evaluate`: figures, tables, plots and a report."""
+
+import csv
+import json
+
+import pytest
+
+from bulktag.pipeline.config import EvaluateConfig, ExtractConfig
+from bulktag.pipeline.evaluate import run_evaluate
+from bulktag.pipeline.extract import run_extract
+from bulktag.pipeline.runners import JobFailed
+
+
+def evaluate(examples, model, output, **settings):
+    return run_evaluate(EvaluateConfig(examples=str(examples), model=str(model), output=str(output), **settings))
+
+
+def test_an_evaluation_leaves_figures_tables_plot_and_report(examples_dir, bundle_dir, tmp_path):
+    run = evaluate(examples_dir, bundle_dir, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "metrics.json", "per_class.csv", "confusion.csv", "confusion.png", "confused_pairs.csv", "predictions.csv",
+        "report.html", "run.json", "_SUCCESS",
+    }  # fmt: skip
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    right = sum(row["actual"] == row["predicted"] for row in rows)
+    assert metrics["n"] == len(rows) and metrics["accuracy"] == pytest.approx(right / len(rows))
+    assert run["figures"]["accuracy"] == metrics["accuracy"]
+    # The bundle's own figure comes from training's code, this one from the stored head: they must agree.
+    bundle = json.loads((bundle_dir / "bundle.json").read_text())
+    assert metrics["accuracy"] == pytest.approx(bundle["figures"]["test"]["accuracy"], abs=1e-6)
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "http://" not in report and "https://" not in report and "circle" in report
+
+
+def test_all_splits_can_be_evaluated(examples_dir, bundle_dir, tmp_path):
+    assert evaluate(examples_dir, bundle_dir, tmp_path / "out", split="all")["figures"]["n"] == 160
+
+
+def test_labels_that_the_model_does_not_know_are_left_out_and_counted(demo_images, bundle_dir, tmp_path):
+    lines = [f"{path},{'circle' if i % 2 else 'disc'}" for i, path in enumerate(sorted(demo_images.glob("circle/*")))]
+    (tmp_path / "list.csv").write_text("uri,label\n" + "\n".join(lines) + "\n")
+    extract = {"input": (str(tmp_path / "list.csv"),), "backbone": "builtin", "split": (0.0, 0.0, 1.0)}
+    run_extract(ExtractConfig(output=str(tmp_path / "ex"), **extract))
+    run = evaluate(tmp_path / "ex", bundle_dir, tmp_path / "out")
+    assert run["figures"]["n"] == 20
+    assert any(
+        "20 images have labels that the model does not know and are left out: disc (20)" in w for w in run["warnings"]
+    )
+    run_extract(ExtractConfig(output=str(tmp_path / "ex"), labels="none", **extract))
+    with pytest.raises(JobFailed, match="no image of split test has a label of the model"):
+        evaluate(tmp_path / "ex", bundle_dir, tmp_path / "out2")
