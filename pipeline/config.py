@@ -4,6 +4,7 @@ A field's metadata holds its help text, and what argparse needs to know. `""` st
 """
 
 import dataclasses
+import math
 import typing
 from typing import Any
 
@@ -15,9 +16,46 @@ DEVICES = ("auto", "cpu", "gpu")
 DEFAULT_READ_THREADS = 16
 
 
-def option(default: Any, help_text: str, *, choices: tuple = (), metavar: str = "", required: bool = False) -> Any:
-    """A documented field of a job's configuration."""
-    metadata = {"help": help_text, "choices": choices, "metavar": metavar, "required": required}
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a field takes.
+
+    Attributes:
+      low: smallest one; None: no bound.
+      high: largest one; None: no bound.
+      low_open: `low` itself is none of them.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    low_open: bool = False
+
+    def check(self, name: str, value: float) -> None:
+        """Refuse what lies outside, and what is no number.
+
+        Raises:
+          ValueError: with the range and the value.
+        """
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        if math.isfinite(value) and low <= value <= high and not (self.low_open and value == low):
+            return
+        if self.low is None and self.high is None:
+            raise ValueError(f"expected {name} to be a finite number, got {value}")
+        if self.high is not None:
+            raise ValueError(f"expected {name} between {low:g} and {high:g}, got {value}")
+        raise ValueError(f"expected {name} {'above' if self.low_open else 'of at least'} {low:g}, got {value}")
+
+
+POSITIVE, SHARE, NOT_NEGATIVE = Range(0, low_open=True), Range(0, 1), Range(0)
+
+
+def option(
+    default: Any, help_text: str, *, choices: tuple = (), metavar: str = "", required: bool = False,
+    within: Range = Range(),
+) -> Any:  # fmt: skip
+    """A documented field of a job's configuration; `within` holds for numbers, and for each of a list."""
+    metadata = {"help": help_text, "choices": choices, "metavar": metavar, "required": required, "within": within}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -32,7 +70,7 @@ class _Network:
         "", "imagenet, builtin, random:SEED, or a .weights.h5, .keras or frozen .pb file; default: builtin for the "
         "builtin network, else imagenet", metavar="WEIGHTS"
     )  # fmt: skip
-    image_size_px: int = option(0, "side of the network's square in pixels; 0: the network's own", metavar="PX")
+    image_size_px: int = option(0, "side of the network's square in pixels; 0: the network's own", metavar="PX", within=NOT_NEGATIVE)
     graph_input: str = option("", "for a .pb graph: name of its image tensor, if it is not found", metavar="TENSOR")
     graph_bottleneck: str = option("", "for a .pb graph: name of its bottleneck tensor, if not found", metavar="TENSOR")
 
@@ -47,11 +85,11 @@ class _Network:
 class _Images:
     """How images are read."""
 
-    max_bytes: int = option(ImageLimits().max_bytes, "refuse a larger file, in bytes", metavar="BYTES")
-    max_pixels: int = option(ImageLimits().max_pixels, "refuse a larger picture, in pixels", metavar="PIXELS")
-    read_threads: int = option(DEFAULT_READ_THREADS, "images read or decoded at once in one process", metavar="N")
+    max_bytes: int = option(ImageLimits().max_bytes, "refuse a larger file, in bytes", metavar="BYTES", within=POSITIVE)
+    max_pixels: int = option(ImageLimits().max_pixels, "refuse a larger picture, in pixels", metavar="PIXELS", within=POSITIVE)
+    read_threads: int = option(DEFAULT_READ_THREADS, "images read or decoded at once in one process", metavar="N", within=POSITIVE)
     max_error_share: float = option(
-        0.05, "fail if more than this share of the images cannot be used (0 to 1)", metavar="SHARE"
+        0.05, "fail if more than this share of the images cannot be used (0 to 1)", metavar="SHARE", within=SHARE
     )
 
     @property
@@ -66,7 +104,7 @@ class _Execution:
 
     batch_size: int = option(32, "images on the engine at once", metavar="N")
     device: str = option("auto", "what the network runs on; gpu fails where there is none", choices=DEVICES)
-    workers: int = option(1, "worker processes on this machine, each with the whole model in memory", metavar="N")
+    workers: int = option(1, "worker processes on this machine, each with the whole model in memory", metavar="N", within=POSITIVE)
     beam: tuple[str, ...] = option((), "Beam's own options, as on its command line", metavar="FLAG")
 
 
@@ -98,21 +136,21 @@ class TrainConfig:
     examples: str = option("", "folder that extract wrote", metavar="DIR", required=True)
     model: str = option("", "folder for the model bundle, replaced whole", metavar="DIR", required=True)
     architecture: str = option("mlp", "kind of head", choices=("mlp", "linear", "cnn"))
-    hidden: tuple[int, ...] = option((1024,), "units of each hidden layer (mlp)", metavar="UNITS")
-    dropout: float = option(0.5, "share of units dropped while training (0 to 1)", metavar="SHARE")
-    learning_rate: float = option(0.0, "step size of the optimiser; 0: chosen by the architecture", metavar="RATE")
-    weight_decay: float = option(0.0, "strength of the pull of weights towards zero", metavar="DECAY")
+    hidden: tuple[int, ...] = option((1024,), "units of each hidden layer (mlp)", metavar="UNITS", within=POSITIVE)
+    dropout: float = option(0.5, "share of units dropped while training (0 to 1)", metavar="SHARE", within=SHARE)
+    learning_rate: float = option(0.0, "step size of the optimiser; 0: chosen by the architecture", metavar="RATE", within=NOT_NEGATIVE)
+    weight_decay: float = option(0.0, "strength of the pull of weights towards zero", metavar="DECAY", within=NOT_NEGATIVE)
     batch_size: int = option(0, "examples a step; 0: chosen by the number of examples", metavar="N")
-    epochs: int = option(60, "most passes over the training examples", metavar="N")
-    patience: int = option(6, "stop after this many epochs without a lower validation cross-entropy", metavar="N")
+    epochs: int = option(60, "most passes over the training examples", metavar="N", within=POSITIVE)
+    patience: int = option(6, "stop after this many epochs without a lower validation cross-entropy", metavar="N", within=POSITIVE)
     class_weights: str = option(
         "none", "balanced: rare classes count as much as common ones", choices=("none", "balanced")
     )
     multi_label: bool = option(False, "several labels an image: sigmoid instead of softmax")
-    seed: int = option(0, "the same seed and examples give the same head", metavar="N")
+    seed: int = option(0, "the same seed and examples give the same head", metavar="N", within=NOT_NEGATIVE)
     cache: str = option("auto", "keep examples in memory: auto, if they fit", choices=("auto", "always", "never"))
     min_accuracy: float = option(
-        0.0, "fail, and publish nothing, below this accuracy on the test split (0 to 1)", metavar="SHARE"
+        0.0, "fail, and publish nothing, below this accuracy on the test split (0 to 1)", metavar="SHARE", within=SHARE
     )
     device: str = option("auto", "what the head is trained on; gpu fails where there is none", choices=DEVICES)
     log_dir: str = option("", "folder for TensorBoard logs", metavar="DIR")
@@ -147,8 +185,8 @@ class TagConfig(_Execution, _Images, _Network):
     )
     output: str = option("", "folder for the tables; the run's date is replaced whole", metavar="DIR", required=True)
     resize: str = option("", "refused unless it is what the model was trained with", choices=("", *RESIZE_MODES))
-    top_k: int = option(5, "most tags an image", metavar="K")
-    min_score: float = option(0.01, "score from which a label counts as a tag (0 to 1)", metavar="SCORE")
+    top_k: int = option(5, "most tags an image", metavar="K", within=POSITIVE)
+    min_score: float = option(0.01, "score from which a label counts as a tag (0 to 1)", metavar="SCORE", within=SHARE)
     layout: str = option("wide", "wide: one row per image; long: one row per tag", choices=("wide", "long"))
     scores: bool = option(False, "add a column with the scores of all labels")
     embedding: bool = option(False, "add a column with the bottleneck")
@@ -163,11 +201,11 @@ class ClassifyConfig(_Network):
     model: str = option(
         "", "model bundle, or imagenet for the 1,000 ImageNet classes of --backbone", metavar="DIR", required=True
     )
-    top_k: int = option(5, "labels shown an image", metavar="K")
-    max_bytes: int = option(ImageLimits().max_bytes, "refuse a larger file, in bytes", metavar="BYTES")
-    max_pixels: int = option(ImageLimits().max_pixels, "refuse a larger picture, in pixels", metavar="PIXELS")
+    top_k: int = option(5, "labels shown an image", metavar="K", within=POSITIVE)
+    max_bytes: int = option(ImageLimits().max_bytes, "refuse a larger file, in bytes", metavar="BYTES", within=POSITIVE)
+    max_pixels: int = option(ImageLimits().max_pixels, "refuse a larger picture, in pixels", metavar="PIXELS", within=POSITIVE)
     device: str = option("auto", "what the network runs on; gpu fails where there is none", choices=DEVICES)
-    timeout_s: float = option(20.0, "give up on a URL after this many seconds", metavar="SECONDS")
+    timeout_s: float = option(20.0, "give up on a URL after this many seconds", metavar="SECONDS", within=POSITIVE)
 
 
 JOBS: dict[str, type] = {
