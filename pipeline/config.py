@@ -4,59 +4,15 @@ A field's metadata holds its help text, and what argparse needs to know. `""` st
 """
 
 import dataclasses
-import math
-import typing
 from typing import Any
 
 from bulktag.model.image import DEFAULT_RESIZE, RESIZE_MODES, ImageLimits
+from bulktag.pipeline.options import NOT_NEGATIVE, POSITIVE, SHARE, convert_value, option
 
 IMAGENET = "imagenet"
 DEVICES = ("auto", "cpu", "gpu")
 # Reads wait for disks and object stores, and decoding releases the GIL, so more threads than cores keep both busy.
 DEFAULT_READ_THREADS = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """The numbers that a field takes.
-
-    Attributes:
-      low: smallest one; None: no bound.
-      high: largest one; None: no bound.
-      low_open: `low` itself is none of them.
-    """
-
-    low: float | None = None
-    high: float | None = None
-    low_open: bool = False
-
-    def check(self, name: str, value: float) -> None:
-        """Refuse what lies outside, and what is no number.
-
-        Raises:
-          ValueError: with the range and the value.
-        """
-        low = -math.inf if self.low is None else self.low
-        high = math.inf if self.high is None else self.high
-        if math.isfinite(value) and low <= value <= high and not (self.low_open and value == low):
-            return
-        if self.low is None and self.high is None:
-            raise ValueError(f"expected {name} to be a finite number, got {value}")
-        if self.high is not None:
-            raise ValueError(f"expected {name} between {low:g} and {high:g}, got {value}")
-        raise ValueError(f"expected {name} {'above' if self.low_open else 'of at least'} {low:g}, got {value}")
-
-
-POSITIVE, SHARE, NOT_NEGATIVE = Range(0, low_open=True), Range(0, 1), Range(0)
-
-
-def option(
-    default: Any, help_text: str, *, choices: tuple = (), metavar: str = "", required: bool = False,
-    within: Range = Range(),
-) -> Any:  # fmt: skip
-    """A documented field of a job's configuration; `within` holds for numbers, and for each of a list."""
-    metadata = {"help": help_text, "choices": choices, "metavar": metavar, "required": required, "within": within}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +26,9 @@ class _Network:
         "", "imagenet, builtin, random:SEED, or a .weights.h5, .keras or frozen .pb file; default: builtin for the "
         "builtin network, else imagenet", metavar="WEIGHTS"
     )  # fmt: skip
-    image_size_px: int = option(0, "side of the network's square in pixels; 0: the network's own", metavar="PX", within=NOT_NEGATIVE)
+    image_size_px: int = option(
+        0, "side of the network's square in pixels; 0: the network's own", metavar="PX", within=NOT_NEGATIVE
+    )
     graph_input: str = option("", "for a .pb graph: name of its image tensor, if it is not found", metavar="TENSOR")
     graph_bottleneck: str = option("", "for a .pb graph: name of its bottleneck tensor, if not found", metavar="TENSOR")
 
@@ -86,8 +44,12 @@ class _Images:
     """How images are read."""
 
     max_bytes: int = option(ImageLimits().max_bytes, "refuse a larger file, in bytes", metavar="BYTES", within=POSITIVE)
-    max_pixels: int = option(ImageLimits().max_pixels, "refuse a larger picture, in pixels", metavar="PIXELS", within=POSITIVE)
-    read_threads: int = option(DEFAULT_READ_THREADS, "images read or decoded at once in one process", metavar="N", within=POSITIVE)
+    max_pixels: int = option(
+        ImageLimits().max_pixels, "refuse a larger picture, in pixels", metavar="PIXELS", within=POSITIVE
+    )
+    read_threads: int = option(
+        DEFAULT_READ_THREADS, "images read or decoded at once in one process", metavar="N", within=POSITIVE
+    )
     max_error_share: float = option(
         0.05, "fail if more than this share of the images cannot be used (0 to 1)", metavar="SHARE", within=SHARE
     )
@@ -102,9 +64,11 @@ class _Images:
 class _Execution:
     """Where and how a Beam job runs."""
 
-    batch_size: int = option(32, "images on the engine at once", metavar="N")
+    batch_size: int = option(32, "images on the engine at once", metavar="N", within=POSITIVE)
     device: str = option("auto", "what the network runs on; gpu fails where there is none", choices=DEVICES)
-    workers: int = option(1, "worker processes on this machine, each with the whole model in memory", metavar="N", within=POSITIVE)
+    workers: int = option(
+        1, "worker processes on this machine, each with the whole model in memory", metavar="N", within=POSITIVE
+    )
     beam: tuple[str, ...] = option((), "Beam's own options, as on its command line", metavar="FLAG")
 
 
@@ -138,11 +102,19 @@ class TrainConfig:
     architecture: str = option("mlp", "kind of head", choices=("mlp", "linear", "cnn"))
     hidden: tuple[int, ...] = option((1024,), "units of each hidden layer (mlp)", metavar="UNITS", within=POSITIVE)
     dropout: float = option(0.5, "share of units dropped while training (0 to 1)", metavar="SHARE", within=SHARE)
-    learning_rate: float = option(0.0, "step size of the optimiser; 0: chosen by the architecture", metavar="RATE", within=NOT_NEGATIVE)
-    weight_decay: float = option(0.0, "strength of the pull of weights towards zero", metavar="DECAY", within=NOT_NEGATIVE)
-    batch_size: int = option(0, "examples a step; 0: chosen by the number of examples", metavar="N")
+    learning_rate: float = option(
+        0.0, "step size of the optimiser; 0: chosen by the architecture", metavar="RATE", within=NOT_NEGATIVE
+    )
+    weight_decay: float = option(
+        0.0, "strength of the pull of weights towards zero", metavar="DECAY", within=NOT_NEGATIVE
+    )
+    batch_size: int = option(
+        0, "examples a step; 0: chosen by the number of examples", metavar="N", within=NOT_NEGATIVE
+    )
     epochs: int = option(60, "most passes over the training examples", metavar="N", within=POSITIVE)
-    patience: int = option(6, "stop after this many epochs without a lower validation cross-entropy", metavar="N", within=POSITIVE)
+    patience: int = option(
+        6, "stop after this many epochs without a lower loss on validation", metavar="N", within=POSITIVE
+    )
     class_weights: str = option(
         "none", "balanced: rare classes count as much as common ones", choices=("none", "balanced")
     )
@@ -168,7 +140,7 @@ class EvaluateConfig:
     model: str = option("", "model bundle", metavar="DIR", required=True)
     output: str = option("", "folder for the report, replaced whole", metavar="DIR", required=True)
     split: str = option("test", "which examples", choices=("train", "validation", "test", "all"))
-    batch_size: int = option(256, "examples on the engine at once", metavar="N")
+    batch_size: int = option(256, "examples on the engine at once", metavar="N", within=POSITIVE)
     device: str = option("auto", "what the network runs on; gpu fails where there is none", choices=DEVICES)
 
 
@@ -203,7 +175,9 @@ class ClassifyConfig(_Network):
     )
     top_k: int = option(5, "labels shown an image", metavar="K", within=POSITIVE)
     max_bytes: int = option(ImageLimits().max_bytes, "refuse a larger file, in bytes", metavar="BYTES", within=POSITIVE)
-    max_pixels: int = option(ImageLimits().max_pixels, "refuse a larger picture, in pixels", metavar="PIXELS", within=POSITIVE)
+    max_pixels: int = option(
+        ImageLimits().max_pixels, "refuse a larger picture, in pixels", metavar="PIXELS", within=POSITIVE
+    )
     device: str = option("auto", "what the network runs on; gpu fails where there is none", choices=DEVICES)
     timeout_s: float = option(20.0, "give up on a URL after this many seconds", metavar="SECONDS", within=POSITIVE)
 
@@ -214,44 +188,6 @@ JOBS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "tag": TagConfig,
 }
-
-
-def convert_value(field: dataclasses.Field, value: Any) -> Any:
-    """A value from YAML or a flag as the field's type.
-
-    Raises:
-      ValueError: it cannot be one, or is none of the field's choices.
-    """
-    origin, arguments = typing.get_origin(field.type), typing.get_args(field.type)
-    if origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_convert_scalar(field.name, arguments[0], item) for item in items)
-    converted = _convert_scalar(field.name, field.type, value)
-    choices = field.metadata["choices"]
-    if choices and converted not in choices:
-        raise ValueError(f"expected {field.name} to be one of {', '.join(filter(None, choices))}, got {value!r}")
-    return converted
-
-
-def _convert_scalar(name: str, kind: type, value: Any) -> Any:
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if kind is bool:
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        if isinstance(value, bool):
-            return value
-    elif kind is str:
-        # YAML reads 2026-11-22 as a date and 7 as a number: what was typed is what is meant.
-        if not isinstance(value, bool | dict | list | None):
-            return str(value)
-    elif not isinstance(value, bool):
-        try:
-            number = kind(value)
-            if isinstance(value, str) or number == value:
-                return number
-        except (TypeError, ValueError):
-            pass
-    raise ValueError(f"expected {name} to be {words[kind]}, got {value!r}")
 
 
 def build_config(kind: type, values: dict[str, Any]) -> Any:
@@ -265,28 +201,24 @@ def build_config(kind: type, values: dict[str, Any]) -> Any:
         if name not in fields:
             raise ValueError(f"expected one of {', '.join(sorted(fields))}, got unknown key {name!r}")
     config = kind(**{name: convert_value(fields[name], value) for name, value in values.items()})
-    for field in fields.values():
-        if field.metadata["required"] and not getattr(config, field.name):
-            raise ValueError(f"expected {field.name}, got none")
     check_config(config)
     return config
 
 
-_POSITIVE = ("workers", "read_threads", "top_k", "epochs", "patience", "max_bytes", "max_pixels", "timeout_s")
-_SHARES = ("max_error_share", "min_score", "min_accuracy", "dropout")
-
-
 def check_config(config: Any) -> None:
-    """What holds for the same field of every job.
+    """What one field alone does not show.
 
     Raises:
-      ValueError: a value out of its range.
+      ValueError: a required value is missing, or values do not go together.
     """
-    for name in _POSITIVE:
-        if getattr(config, name, 1) <= 0:
-            raise ValueError(f"expected {name} above 0, got {getattr(config, name)}")
-    if getattr(config, "batch_size", 1) <= 0 and not isinstance(config, TrainConfig):
-        raise ValueError(f"expected batch_size above 0, got {config.batch_size}")
-    for name in _SHARES:
-        if not 0 <= getattr(config, name, 0) <= 1:
-            raise ValueError(f"expected {name} between 0 and 1, got {getattr(config, name)}")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata["required"] and (not value or (isinstance(value, tuple) and "" in value)):
+            raise ValueError(f"expected {field.name}, got none")
+    if isinstance(config, TagConfig | ClassifyConfig) and config.model != IMAGENET:
+        for field in dataclasses.fields(_Network):
+            if getattr(config, field.name) != field.default:
+                raise ValueError(
+                    f"expected {field.name} only with model {IMAGENET}, because a model bundle has its own network, "
+                    f"got model {config.model!r}"
+                )

@@ -6,7 +6,10 @@ from typing import Any
 
 import yaml
 
-from bulktag.pipeline.config import JOBS, build_config, convert_value
+from bulktag.pipeline.config import JOBS, build_config
+from bulktag.pipeline.options import convert_value
+from bulktag.pipeline.publish import check_output
+from bulktag.pipeline.runners import choose_runner
 from bulktag.transforms import files
 
 
@@ -40,38 +43,52 @@ def load_run(path: str, overrides: tuple[str, ...] = ()) -> RunFile:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"expected YAML, got {error.problem}: {path}:{line}") from error
-    stages = _read_stages(root, path)
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected YAML, got {' '.join(str(error).split())}: {path}") from error
+    stages, lines = _read_stages(root, path)
     for override in overrides:
         _apply_override(stages, override)
     if not stages:
         raise ValueError(f"expected at least one stage of {', '.join(JOBS)}, got none: {path}")
-    built = []
-    for job, kind in JOBS.items():  # the order of the journey, whatever the order in the file
-        if job in stages:
-            try:
-                built.append((job, build_config(kind, stages[job])))
-            except ValueError as error:
-                raise ValueError(f"{job}: {error}: {path}") from error
-    return RunFile(uri, tuple(built))
+    # The order of the journey, whatever the order in the file.
+    jobs = [job for job in JOBS if job in stages]
+    return RunFile(uri, tuple((job, _build(job, stages[job], f"{path}:{lines[job]}")) for job in jobs))
 
 
-def _read_stages(root: yaml.Node | None, path: str) -> dict[str, dict[str, Any]]:
+def _build(job: str, values: dict[str, Any], place: str) -> Any:
+    """One stage's configuration, with what can be checked before any stage runs: the last one may run hours later."""
+    try:
+        config = build_config(JOBS[job], values)
+        if getattr(config, "beam", ()):
+            choose_runner(config.beam, config.workers)
+        check_output(files.normalise(config.model if job == "train" else config.output), job)
+    except ValueError as error:
+        raise ValueError(f"{job}: {error}: {place}") from error
+    return config
+
+
+def _read_stages(root: yaml.Node | None, path: str) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    """Values of each stage, and the line that it begins on."""
     stages: dict[str, dict[str, Any]] = {}
+    lines: dict[str, int] = {}
     for key, node in _entries(root, f"stages ({', '.join(JOBS)})", path):
         if key.value not in JOBS:
             raise ValueError(f"expected a stage of {', '.join(JOBS)}, got {key.value!r}: {path}:{_line(key)}")
         fields = {field.name: field for field in dataclasses.fields(JOBS[key.value])}
-        values = stages[key.value] = {}
+        values, lines[key.value] = {}, _line(key)
+        stages[key.value] = values
         for name, value in _entries(node, f"fields of {key.value}", path):
             field = fields.get(name.value.replace("-", "_"))
             if field is None:
                 known = ", ".join(sorted(fields))
                 raise ValueError(f"expected a field of {key.value} ({known}), got {name.value!r}: {path}:{_line(name)}")
+            if field.name in values:  # top-k and top_k
+                raise ValueError(f"expected each key once, got {name.value!r} again: {path}:{_line(name)}")
             try:
                 values[field.name] = convert_value(field, _plain(value))
             except ValueError as error:
                 raise ValueError(f"{error}: {path}:{_line(name)}") from error
-    return stages
+    return stages, lines
 
 
 def _entries(node: yaml.Node | None, what: str, path: str) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
@@ -90,8 +107,24 @@ def _entries(node: yaml.Node | None, what: str, path: str) -> list[tuple[yaml.Sc
     return node.value
 
 
+_NULL, _BOOL = "tag:yaml.org,2002:null", "tag:yaml.org,2002:bool"
+_TYPED = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "timestamp"))
+
+
 def _plain(node: yaml.Node) -> Any:
-    return yaml.constructor.SafeConstructor().construct_object(node, deep=True)
+    """A node as text, true, false, None or a list of these.
+
+    Numbers and dates stay the text that was typed: a folder named 007 is not 7, and the field knows its type.
+    """
+    if isinstance(node, yaml.SequenceNode):
+        if any(not isinstance(item, yaml.ScalarNode) for item in node.value):
+            raise ValueError("expected a list of plain values, got something else")
+        return [_plain(item) for item in node.value]
+    if isinstance(node, yaml.ScalarNode) and node.tag in (_NULL, _BOOL):
+        return yaml.constructor.SafeConstructor().construct_object(node)
+    if not isinstance(node, yaml.ScalarNode) or node.tag not in _TYPED:
+        raise ValueError(f"expected a plain value or a list, got {node.tag.rsplit(':', 1)[-1]}")
+    return node.value
 
 
 def _line(node: yaml.Node) -> int:
@@ -108,12 +141,17 @@ def _apply_override(stages: dict[str, dict[str, Any]], override: str) -> None:
     fields = {field.name: field for field in dataclasses.fields(JOBS[job])}
     field = fields.get(field_name.replace("-", "_"))
     if field is None:
-        raise ValueError(f"expected a field of {job} ({', '.join(sorted(fields))}), got {field_name!r} in --set")
+        raise ValueError(
+            f"expected a field of {job} ({', '.join(sorted(fields))}), got {field_name!r} in --set {override}"
+        )
     try:
-        value = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = text if node is None else _plain(node)
+        stages[job][field.name] = convert_value(field, text if value is None else value)
     except yaml.YAMLError as error:
         raise ValueError(f"expected a YAML value, got {text!r} in --set {override}") from error
-    stages[job][field.name] = convert_value(field, text if value is None else value)
+    except ValueError as error:
+        raise ValueError(f"{error}: --set {override}") from error
 
 
 def describe_run(run: RunFile) -> str:

@@ -78,6 +78,7 @@ def _train_options(config: TrainConfig, output: str) -> TrainOptions:
     return TrainOptions(
         architecture=config.architecture, hidden=config.hidden, dropout=config.dropout,
         learning_rate=config.learning_rate or None, weight_decay=config.weight_decay,
+        label_smoothing=config.label_smoothing,
         batch_size=config.batch_size or None, epochs=config.epochs, patience=config.patience,
         class_weights=config.class_weights, seed=config.seed, multi_label=config.multi_label,
         checkpoint_dir=checkpoints or None, log_dir=config.log_dir or None, cache=config.cache,

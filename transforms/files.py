@@ -173,6 +173,17 @@ def is_folder(uri: str) -> bool:
     return next(iter(_match(escape(uri.rstrip("/")) + "/**", limit=1)), None) is not None
 
 
+def has_folders(uri: str) -> bool:
+    """Whether a folder that is not hidden lies in the folder `uri`."""
+    if is_local(uri):
+        try:
+            with os.scandir(uri) as entries:
+                return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
+        except OSError:
+            return False  # listing it will say what is wrong
+    return next(iter(_match(escape(uri.rstrip("/")) + "/*/*", limit=1)), None) is not None
+
+
 def escape(path: str) -> str:
     """A pattern that matches exactly `path`."""
     return "".join(f"[{char}]" if char in "*?[" else char for char in path)

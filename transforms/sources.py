@@ -107,7 +107,9 @@ def find_images(source: Source, labels: str = "auto", separator: str = "") -> It
         yield from read_manifest(source.uri, labels, separator)
         return
     with_folder = labels in ("auto", "folder")
-    root = source.uri if source.kind == "folder" else None
+    # `--input photos/*` names the folders of the classes themselves: then the folder is the label of its own files. In
+    # one that holds folders, files beside them belong to no class.
+    root = source.uri if with_folder and source.kind == "folder" and files.has_folders(source.uri) else None
     for item in _list_local(source) if files.is_local(source.uri) else _list_remote(source):
         if with_folder and isinstance(item, ImageRef) and (label := folder_label(item.uri, root)):
             item = item._replace(labels=(label,))
@@ -127,7 +129,7 @@ def _list_remote(source: Source) -> Iterator[Found]:
 
 
 def folder_label(uri: str, root: str | None) -> str:
-    """Name of the folder that holds `uri`; "" for a file that lies in the source folder itself."""
+    """Name of the folder that holds `uri`; "" for a file that lies in `root` itself."""
     folder = uri.rsplit("/", 1)[0]
     if root is not None and folder.rstrip("/") == root.rstrip("/"):
         return ""

@@ -12,8 +12,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bulktag.model import fitting, training
-from bulktag.model.calibration import MIN_IMAGES
+from bulktag.model.calibration import MIN_IMAGES, MIN_TEMPERATURE, fit_temperature
 from bulktag.model.checkpoints import MIN_IMPROVEMENT
+from bulktag.model.head import build_logits_model
 from bulktag.model.splits import read_examples_info, scan_split
 from bulktag.model.training import TrainOptions, resolve, train_head
 
@@ -63,6 +64,13 @@ def test_figures_are_those_of_the_calibrated_head(clusters, quick_head):
     right_N = scores_NL[np.arange(len(scores_NL)), scan.target_N]
     assert trained.figures["test"]["accuracy"] == pytest.approx((scores_NL.argmax(1) == scan.target_N).mean())
     assert trained.figures["test"]["cross_entropy"] == pytest.approx(-np.log(right_N).mean(), rel=1e-4)
+
+
+def test_head_carries_its_temperature_so_nothing_is_left_to_calibrate(clusters, quick_head):
+    assert MIN_TEMPERATURE < quick_head.temperature != 1.0
+    scan = scan_split(read_examples_info(clusters), "validation", multi_label=False, keep=True)
+    logits_NL = build_logits_model(quick_head.model).predict(scan.bottleneck_ND, verbose=0)
+    assert fit_temperature(logits_NL, scan.target_N) == pytest.approx(1, rel=0.01)
 
 
 def test_same_seed_gives_the_same_head_and_another_seed_another(clusters, quick_head):

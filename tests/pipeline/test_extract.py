@@ -103,3 +103,18 @@ def test_weights_are_written_beside_the_output(examples_dir):
     assert (examples_dir / "backbone" / "backbone.pb").exists()
     spec = json.loads((examples_dir / "backbone" / "backbone.json").read_text())
     assert spec["weights"] == "builtin" and len(spec["weights_digest"]) == 64
+
+
+def test_folders_of_classes_can_be_named_one_by_one(demo_images, tmp_path):
+    extract([demo_images / "plus", demo_images / "circle"], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "examples.json").read_text())["labels"] == ["circle", "plus"]
+
+
+def test_files_beside_folders_of_classes_have_no_label(demo_images, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(demo_images / "plus", photos / "plus")
+    shutil.copy(next(demo_images.glob("circle/*")), photos / "stray.jpg")
+    extract(photos, tmp_path / "out")
+    info = json.loads((tmp_path / "out" / "examples.json").read_text())
+    assert info["labels"] == ["plus"]
+    assert sum(info["counts"][split]["unlabelled"] for split in info["counts"]) == 1
