@@ -22,6 +22,7 @@ class ReportContext:
     title: str
     facts: dict[str, str] = dataclasses.field(default_factory=dict)  # such as model, backbone, examples, date
     warnings: Sequence[str] = ()
+    images_note: str = "held out, never trained on"  # what kind of images the figures rest on
 
 
 def render_report(evaluation: Evaluation | MultiLabelEvaluation, context: ReportContext) -> str:
@@ -36,7 +37,7 @@ def render_report(evaluation: Evaluation | MultiLabelEvaluation, context: Report
     return _template().render(
         context=context,
         evaluation=evaluation,
-        headline=_headline(evaluation),
+        headline=_headline(evaluation, context.images_note),
         plot_base64=base64.b64encode(plot).decode("ascii"),
         pairs=evaluation.most_confused[:MAX_PAIRS_SHOWN] if single else [],
         per_label=sorted(evaluation.per_label, key=lambda row: (row.support == 0, row.f1)),
@@ -50,9 +51,9 @@ def write_report(
     pathlib.Path(path).write_text(render_report(evaluation, context), encoding="utf-8")
 
 
-def _headline(evaluation: Evaluation | MultiLabelEvaluation) -> list[tuple[str, str, str]]:
+def _headline(evaluation: Evaluation | MultiLabelEvaluation, images_note: str) -> list[tuple[str, str, str]]:
     """The figures that stand first: (value, name, what it means)."""
-    count = (f"{evaluation.n:,}", "images", "held out, never trained on")
+    count = (f"{evaluation.n:,}", "images", images_note)
     if isinstance(evaluation, MultiLabelEvaluation):
         return [
             (f"{evaluation.mean_average_precision:.1%}", "mean average precision", "over labels that occur"),

@@ -1,9 +1,11 @@
 """`bulktag classify`: a few images or URLs -> a table of labels and probabilities."""
 
 import tempfile
+import time
 
 import numpy as np
 import requests
+import urllib3
 
 from bulktag.model.engine import Engine, describe_device
 from bulktag.model.image import DEFAULT_RESIZE, BadImage, ImageLimits, load_image
@@ -67,21 +69,45 @@ def download(url: str, max_bytes: int, timeout_s: float) -> bytes:
     Args:
       url: http or https.
       max_bytes: give up once more than this has come.
-      timeout_s: give up when the server is silent for so long.
+      timeout_s: give up after so long, however far it is.
     Raises:
       ReadError: it cannot be had.
       BadImage: it is too large.
     """
-    with requests.Session() as session:
-        session.max_redirects = MAX_REDIRECTS
-        try:
-            with session.get(url, stream=True, timeout=timeout_s) as response:
-                response.raise_for_status()
-                data = bytearray()
-                for chunk in response.iter_content(CHUNK_BYTES):
-                    data += chunk
-                    if len(data) > max_bytes:
-                        raise BadImage("too_many_bytes", f"expected at most {max_bytes} bytes, got more")
-        except requests.RequestException as error:
-            raise ReadError("download_failed", str(error)) from error
+    deadline = time.monotonic() + timeout_s
+    data = bytearray()
+    try:
+        with _session() as session, session.get(url, stream=True, timeout=timeout_s) as response:
+            response.raise_for_status()
+            # Whatever has come by now: a read of a fixed size could wait for a slow server's last byte for hours.
+            while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
+                data += chunk
+                if len(data) > max_bytes:
+                    raise BadImage("too_many_bytes", f"expected at most {max_bytes} bytes, got more")
+                if time.monotonic() > deadline:
+                    raise requests.Timeout
+    except requests.Timeout as error:
+        raise ReadError("timeout", f"expected the whole file within {timeout_s:g} s, got {len(data)} bytes") from error
+    except requests.RequestException as error:
+        raise ReadError("download_failed", _why(error)) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise ReadError("download_failed", f"the connection broke after {len(data)} bytes") from error
     return bytes(data)
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    session.max_redirects = MAX_REDIRECTS
+    return session
+
+
+def _why(error: requests.RequestException) -> str:
+    """The reason in a few words: the whole chain of libraries stands in most messages."""
+    if isinstance(error, requests.HTTPError):
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.TooManyRedirects):
+        return f"more than {MAX_REDIRECTS} redirects"
+    if isinstance(error, requests.ConnectionError):
+        reason = getattr(error.args[0] if error.args else None, "reason", error)
+        return str(reason).rsplit(": ", 1)[-1]
+    return str(error)

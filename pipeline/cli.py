@@ -1,26 +1,26 @@
 """The `bulktag` command.
 
-Exit codes: 0 done, 1 the job failed, 2 the request was wrong, 130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 the job failed, 2 the request was wrong; 130 interrupted, 143 terminated, 129 hung up.
 """
 
 import argparse
 import dataclasses
 import importlib.util
 import os
-import signal
 import sys
+import traceback
 import typing
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import bulktag
 from bulktag.pipeline.quiet import import_tensorflow, quiet_environment
+from bulktag.pipeline.signals import exit_code, hear_stop_signals
 
 # Heavy imports (TensorFlow, Beam) happen inside the functions: `--help` and a typo answer at once.
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
-# As shells report a process that ended by SIGINT or SIGTERM: 128 and the signal's number.
-EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+EXIT_BROKEN_PIPE = 141  # as shells report a process that ended by SIGPIPE
 
 EPILOGS = {
     "extract": "Beam's own options (--runner ...) may follow. "
@@ -115,20 +115,18 @@ def _help_text(field: dataclasses.Field) -> str:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command and exit."""
     quiet_environment()
-    signal.signal(signal.SIGTERM, _terminate)
-    code = run_command(sys.argv[1:] if arguments is None else arguments)
-    sys.stdout.flush()
+    hear_stop_signals()
+    try:
+        code = run_command(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `bulktag ... | head`: whoever read this has seen enough
+        code = EXIT_BROKEN_PIPE
+    except Exception:  # a bug: told in full
+        traceback.print_exc()
+        code = EXIT_FAILED
     sys.stderr.flush()
     # Worker threads of a job that was interrupted or failed may still be in a long call: they must not keep us.
     os._exit(code)
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end, as schedulers do: handled like Ctrl-C."""
-
-
-def _terminate(signum, frame) -> NoReturn:
-    raise Terminated
 
 
 def run_command(arguments: list[str]) -> int:
@@ -149,8 +147,8 @@ def run_command(arguments: list[str]) -> int:
         print(_one_line(str(error)), file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt as stop:
-        print("interrupted: nothing was published", file=sys.stderr)
-        return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+        print(f"interrupted: {stop.args[0] if stop.args else 'nothing was published'}", file=sys.stderr)
+        return exit_code(stop)
 
 
 def _guarded(verb: str, work: Callable[[], Any]) -> int:
@@ -259,11 +257,18 @@ def _run_file(parsed: argparse.Namespace, rest: list[str]) -> int:
         print(describe_run(run))
         return EXIT_OK
     _require_tensorflow()
+    done: list[str] = []
     for job, config in run.stages:
         print(f"== {job} ==", file=sys.stderr)
-        code = _guarded(f"run: {job}", lambda job=job, config=config: run_stage(job, config))
+        try:
+            code = _guarded(f"run: {job}", lambda job=job, config=config: run_stage(job, config))
+        except KeyboardInterrupt as stop:
+            if done and not stop.args:
+                stop.args = (f"{job} published nothing; done before: {', '.join(done)}",)
+            raise
         if code != EXIT_OK:
             return code
+        done.append(job)
     return EXIT_OK
 
 

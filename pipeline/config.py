@@ -113,7 +113,11 @@ class TrainConfig:
     )
     epochs: int = option(60, "most passes over the training examples", metavar="N", within=POSITIVE)
     patience: int = option(
-        6, "stop after this many epochs without a lower loss on validation", metavar="N", within=POSITIVE
+        0, "stop after this many epochs without a lower loss on validation; 0: chosen by the number of examples",
+        metavar="N", within=NOT_NEGATIVE
+    )  # fmt: skip
+    label_smoothing: float = option(
+        0.1, "share of each target that is spread over all labels (0 to 1)", metavar="SHARE", within=SHARE
     )
     class_weights: str = option(
         "none", "balanced: rare classes count as much as common ones", choices=("none", "balanced")

@@ -8,12 +8,19 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 LOG_EVERY_S = 10.0
+WIDTH_OF_FILES = 10_000
 
 # Results go to standard output, everything about the way there to standard error: `bulktag ... > file` stays clean.
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _is_live() -> bool:
+    """Whether lines can be written over: FORCE_COLOR makes no terminal of a log, and some terminals are too simple."""
+    return ERR.is_interactive and ERR.file.isatty()
 
 
 class ProgressDisplay:
@@ -26,7 +33,7 @@ class ProgressDisplay:
         self._live = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(), TimeRemainingColumn(), console=ERR, transient=True,
-        ) if ERR.is_terminal else None  # fmt: skip
+        ) if _is_live() else None  # fmt: skip
         self._task = None
 
     def __enter__(self):
@@ -53,7 +60,7 @@ class ProgressDisplay:
             self._live.update(self._task, completed=done, total=totals["matched"] or None, note=note)
         elif now - self._last_line >= LOG_EVERY_S:
             self._last_line = now
-            left = (totals["matched"] - done) / rate if rate else 0
+            left = max(totals["matched"] - done, 0) / rate if rate else 0
             text = f"{self._title}: {done} of {totals['matched']} {self._unit}, {note}"
             ERR.print(text + (f", {left:.0f} s left" if rate else f", {now - self._start:.0f} s"), markup=False)
 
@@ -67,7 +74,7 @@ class ProgressDisplay:
 @contextlib.contextmanager
 def working(text: str) -> Iterator[None]:
     """Show on a terminal that something is going on that may take a few seconds."""
-    if not ERR.is_terminal:
+    if not _is_live():
         yield
         return
     with ERR.status(text):
@@ -76,23 +83,37 @@ def working(text: str) -> Iterator[None]:
 
 def say(text: str = "") -> None:
     """A line about the way to the result."""
-    ERR.print(text, markup=False)
+    ERR.print(printable(text), markup=False)
 
 
 def warn(text: str) -> None:
     """Something that the user should know, though the job goes on."""
-    ERR.print(f"warning: {text}", markup=False, style="yellow")
+    ERR.print(f"warning: {printable(text)}", markup=False, style="yellow")
+
+
+def printable(text: str) -> str:
+    """The text on one line, its control characters escaped: names of files and labels may hold any."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def print_table(columns: tuple[str, ...], rows: list[tuple], title: str = "") -> None:
     """A small table on standard output; numbers are right-aligned."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    heading = Text(printable(title)) if title else None
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(columns):
         is_number = bool(rows) and isinstance(rows[0][i], int | float)
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        table.add_column(Text(printable(name)), justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
-    OUT.print(table, markup=False)
+        table.add_row(*map(_cell_text, row))
+    # What another program reads is never folded.
+    console = OUT if OUT.is_terminal else Console(file=OUT.file, highlight=False, width=WIDTH_OF_FILES)
+    console.print(table)
+
+
+def _cell_text(cell) -> Text:
+    if isinstance(cell, float):
+        return Text(f"{cell:.4f}" if abs(cell) < 1e6 else f"{cell:.3g}")
+    return Text(printable(str(cell)))
 
 
 class TrainingDisplay:
@@ -100,7 +121,7 @@ class TrainingDisplay:
 
     def __init__(self):
         self._last_line = time.monotonic()
-        self._status = ERR.status("training: reading the examples") if ERR.is_terminal else None
+        self._status = ERR.status("training: reading the examples") if _is_live() else None
 
     def __enter__(self):
         if self._status:

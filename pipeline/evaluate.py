@@ -4,15 +4,16 @@ Array suffixes: N images, L labels.
 """
 
 import collections
+from collections.abc import Iterator
 
 import numpy as np
+import tensorflow as tf
 
 from bulktag.model.bundle import Bundle, load_bundle
 from bulktag.model.engine import Engine
 from bulktag.model.evaluation_files import predictions, write_evaluation
 from bulktag.model.metrics import Evaluation, MultiLabelEvaluation, evaluate_multi_label, evaluate_scores
 from bulktag.model.report import ReportContext, write_report
-from bulktag.model.splits import read_examples_info
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import EvaluateConfig
 from bulktag.pipeline.console import OUT, ProgressDisplay, print_table
@@ -28,6 +29,12 @@ ENTRIES = (
     "report.html",
 )  # fmt: skip
 PAIRS_SHOWN = 5
+IMAGES_NOTES = {
+    "test": "held out, never trained on",
+    "validation": "not trained on, but used to stop and to calibrate",
+    "train": "trained on: no measure of what new images will see",
+    "all": "most of them trained on: no measure of what new images will see",
+}
 
 
 def run_evaluate(config: EvaluateConfig) -> dict:
@@ -44,10 +51,14 @@ def run_evaluate(config: EvaluateConfig) -> dict:
         raise ValueError(f"expected a folder that extract wrote (with {EXAMPLES_FILE}), got {config.examples!r}")
     publish.check_output(output, "evaluate")
     bundle = load_bundle(files.fetch_folder(find_bundle(config.model)))
-    check_examples(examples, bundle)
+    splits = SPLITS if config.split == "all" else (config.split,)
+    counts = check_examples(examples, bundle)
+    expected = sum(counts.get(split, 0) for split in splits)
+    if not expected:
+        raise ValueError(f"expected images in split {config.split}, got none: {config.examples}")
     record = outcome.RunRecord("evaluate", publish.new_run_id(), config)
     with publish.staging(output, record.run_id) as made:
-        scored = _score(config, examples, bundle, record)
+        scored = _score(config, list_shards(examples, splits), expected, bundle, record)
         evaluation = _evaluate(scored, bundle)
         record.note(model_id=bundle.model_id, split=config.split, figures=evaluation.figures())
 
@@ -80,54 +91,60 @@ class _Scored:
         self.targets.append(targets)
 
 
-def _score(config: EvaluateConfig, examples: str, bundle: Bundle, record: outcome.RunRecord) -> _Scored:
-    """Run the head over a split; images whose labels the model cannot be held to are left out and counted."""
-    splits = SPLITS if config.split == "all" else (config.split,)
+def _score(
+    config: EvaluateConfig, shards: list[str], expected: int, bundle: Bundle, record: outcome.RunRecord
+) -> _Scored:
+    """Run the head over shards; images whose labels the model cannot be held to are left out and counted."""
     engine = Engine(bundle.head_graph(), config.batch_size, config.device, inputs=("bottleneck",), outputs=("scores",))
     record.note(device=engine.device)
     label_ids = {label: i for i, label in enumerate(bundle.labels)}
     scored = _Scored(len(bundle.labels))
-    totals: collections.Counter = collections.Counter(matched=_num_images(examples, splits))
+    totals: collections.Counter = collections.Counter(matched=expected)
     unknown: collections.Counter = collections.Counter()
     with ProgressDisplay("evaluate") as display:
-        for uri in list_shards(examples, splits):
-            for batch in read_shard(uri, bundle.backbone.width, config.batch_size):
+        for uri in shards:
+            for batch in _read(uri, bundle.backbone.width, config.batch_size):
                 keep = _usable(batch, label_ids, bundle.multi_label, unknown)
                 scored.add(batch, engine.run(batch.bottleneck_BD), keep, label_ids)
                 totals["done"] += len(batch.images)
                 display.update(totals)
-    _warn_of_unusable(record, totals["done"], len(scored.uris), unknown)
+    if totals["done"] != expected:
+        raise ValueError(f"expected {expected} images, as {EXAMPLES_FILE} says, got {totals['done']}: "
+                         f"{config.examples}; extract again")  # fmt: skip
+    record.note(counts={"matched": expected, "used": len(scored.uris), "left_out": expected - len(scored.uris)})
+    _warn_of_unusable(record, expected - len(scored.uris), unknown)
     if not scored.uris:
-        raise JobFailed(f"no image of split {config.split} has a label of the model: {examples}")
+        raise JobFailed(f"no image of split {config.split} has a label of the model: {config.examples}")
     return scored
 
 
-def _num_images(examples: str, splits: tuple[str, ...]) -> int:
-    counts = read_examples_info(files.fetch_folder(examples)).num_images
-    return sum(counts[split] for split in splits)
+def _read(uri: str, width: int, batch_size: int) -> Iterator[ScoredBatch]:
+    try:
+        yield from read_shard(uri, width, batch_size)
+    except tf.errors.DataLossError as error:
+        raise ValueError(f"expected a whole TFRecord shard, got a damaged one: {uri}; extract again") from error
 
 
 def _usable(
     batch: ScoredBatch, label_ids: dict[str, int], multi_label: bool, unknown: collections.Counter
 ) -> list[int]:
-    """Rows with labels that the model knows; the others' labels are counted."""
+    """Rows with labels that the model knows; the others are counted by their first label that it does not."""
     keep = []
     for i, image in enumerate(batch.images):
         strange = [label for label in image.labels if label not in label_ids]
-        unknown.update(strange)
+        unknown.update(strange[:1])
         if not strange and (multi_label or len(image.labels) == 1):
             keep.append(i)
     return keep
 
 
-def _warn_of_unusable(record: outcome.RunRecord, num_read: int, num_used: int, unknown: collections.Counter) -> None:
-    if unknown:
+def _warn_of_unusable(record: outcome.RunRecord, num_left_out: int, unknown: collections.Counter) -> None:
+    num_strange = sum(unknown.values())
+    if num_strange:
         names = ", ".join(f"{label} ({count})" for label, count in unknown.most_common(5))
-        record.warn(
-            f"{sum(unknown.values())} images have labels that the model does not know and are left out: {names}"
-        )
-    if num_read - num_used - sum(unknown.values()) > 0:
-        record.warn(f"{num_read - num_used - sum(unknown.values())} images without exactly one label are left out")
+        record.warn(f"{num_strange} images have labels that the model does not know and are left out: {names}")
+    if num_left_out > num_strange:
+        record.warn(f"{num_left_out - num_strange} images without exactly one label are left out")
 
 
 def _evaluate(scored: _Scored, bundle: Bundle) -> Evaluation | MultiLabelEvaluation:
@@ -149,7 +166,7 @@ def _context(config: EvaluateConfig, bundle: Bundle, record: outcome.RunRecord) 
         "examples": f"{config.examples}, split {config.split}",
         "date": f"{record.started:%Y-%m-%d %H:%M} UTC",
     }
-    return ReportContext("Evaluation", facts, record.warnings)
+    return ReportContext("Evaluation", facts, record.warnings, IMAGES_NOTES[config.split])
 
 
 def _print_summary(evaluation: Evaluation | MultiLabelEvaluation, output: str) -> None:

@@ -17,7 +17,7 @@ from bulktag.transforms.examples import NO_LABEL, ShardSettings, WriteExamples
 from bulktag.transforms.infer import BackboneHandler, EngineSettings, InferBatches
 from bulktag.transforms.manifests import label_columns
 from bulktag.transforms.read import ReadImages
-from bulktag.transforms.records import SPLITS, ImageRef, errors_schema
+from bulktag.transforms.records import SPLITS, errors_schema
 from bulktag.transforms.sources import EXAMPLES_FILE, MatchImages, Source, check_source, parse_source
 from bulktag.transforms.staging import CommitFiles, read_manifest
 from bulktag.transforms.tables import ERRORS, WriteErrors, write_empty_table
@@ -42,6 +42,8 @@ def run_extract(config: ExtractConfig) -> dict:
         if source.kind == "examples":
             raise ValueError(f"expected images, got a folder that extract wrote: {source.uri}")
         check_source(source, label_columns(config.labels))
+    _check_labels(config, sources)
+    publish.check_apart(output, (source.uri for source in sources if source.kind == "folder"))
     shards = ShardSettings(config.split, config.split_seed, config.compression)
     runner = choose_runner(config.beam, config.workers)
     record = outcome.RunRecord("extract", publish.new_run_id(), config)
@@ -62,6 +64,16 @@ def run_extract(config: ExtractConfig) -> dict:
         return _finish(record, made, backbone.spec, config)
 
 
+def _check_labels(config: ExtractConfig, sources: tuple[Source, ...]) -> None:
+    if not config.labels:
+        raise ValueError("expected labels auto, folder, none or a manifest's columns, got none of them")
+    if label_columns(config.labels) and not any(source.kind == "manifest" for source in sources):
+        raise ValueError(
+            f"expected a manifest with column {config.labels} among the input, got none: "
+            "for folders, labels are auto, folder or none"
+        )
+
+
 def build_extract(
     pipeline: beam.Pipeline, config: ExtractConfig, sources: tuple[Source, ...], shards: ShardSettings,
     backbone: BackboneSpec, backbone_dir: str, staging_dir: str, progress_dir: str | None, run_id: str,
@@ -74,15 +86,10 @@ def build_extract(
     )  # fmt: skip
     settings = EngineSettings(config.batch_size, config.device)
     bottlenecks = read["batches"] | "Infer" >> InferBatches(BackboneHandler(backbone_dir, settings), progress_dir)
-    labels = matched["refs"] | "Labels" >> beam.FlatMap(_labels_of).with_output_types(str) | beam.Distinct()
-    examples = bottlenecks | "Write" >> WriteExamples(staging_dir, labels, shards)
+    examples = bottlenecks | "Write" >> WriteExamples(staging_dir, matched["labels"], shards)
     errors = (matched["errors"], read["errors"]) | "AllErrors" >> beam.Flatten() | WriteErrors(staging_dir, run_id)
     staged = (examples, errors) | "AllFiles" >> beam.Flatten()
-    staged | CommitFiles(staging_dir, matched["num_matched"], matched["skipped"], labels)
-
-
-def _labels_of(ref: ImageRef) -> tuple[str, ...]:
-    return tuple(ref.labels)
+    staged | CommitFiles(staging_dir, matched["num_matched"], matched["skipped"], matched["labels"])
 
 
 def _finish(record: outcome.RunRecord, made: publish.Staging, backbone: BackboneSpec, config: ExtractConfig) -> dict:
@@ -96,7 +103,7 @@ def _finish(record: outcome.RunRecord, made: publish.Staging, backbone: Backbone
     publish.arrange_parts(made, manifest["files"], tables)
     if not counts["errors"]:
         write_empty_table(files.join(made.final, tables[ERRORS], "part-00000-of-00001.parquet"), errors_schema())
-    info = describe_examples(manifest, backbone, config)
+    info = describe_examples(manifest, backbone, config, record.run_id)
     files.write_bytes(files.join(made.final, EXAMPLES_FILE), json.dumps(info, indent=2, ensure_ascii=False).encode())
     _warn_of_labels(record, info)
     outcome.report_skipped(manifest["skipped"])
@@ -110,7 +117,7 @@ def _finish(record: outcome.RunRecord, made: publish.Staging, backbone: Backbone
     return run
 
 
-def describe_examples(manifest: dict, backbone: BackboneSpec, config: ExtractConfig) -> dict:
+def describe_examples(manifest: dict, backbone: BackboneSpec, config: ExtractConfig, run_id: str) -> dict:
     """Contents of examples.json."""
     counts = {}
     for split in SPLITS:
@@ -128,6 +135,8 @@ def describe_examples(manifest: dict, backbone: BackboneSpec, config: ExtractCon
         "compression": config.compression,
         "multi_label": bool(config.label_separator),
         "source": list(config.input),
+        # Other images may have the same counts: a training that was interrupted must not go on with them.
+        "run_id": run_id,
     }
 
 
@@ -135,14 +144,15 @@ def _warn_of_labels(record: outcome.RunRecord, info: dict) -> None:
     """Say what will get in the way of training."""
     unlabelled = sum(info["counts"][split]["unlabelled"] for split in SPLITS)
     if info["labels"] and unlabelled:
-        record.warn(f"{unlabelled} images have no label; training leaves them out")
+        record.warn(f"{unlabelled} {'image has' if unlabelled == 1 else 'images have'} no label: training skips them")
     if not info["labels"]:
         record.warn("no image has a label: these examples can be tagged, but not trained on")
     totals = {label: sum(info["counts"][split]["labels"].get(label, 0) for split in SPLITS) for label in info["labels"]}
     small = [label for label, count in totals.items() if count < MIN_IMAGES_PER_LABEL]
     if small:
         names = ", ".join(f"{label} ({totals[label]})" for label in small[:5]) + (", ..." if len(small) > 5 else "")
-        record.warn(f"{len(small)} labels have fewer than {MIN_IMAGES_PER_LABEL} images: {names}")
+        what = "1 label has" if len(small) == 1 else f"{len(small)} labels have"
+        record.warn(f"{what} fewer than {MIN_IMAGES_PER_LABEL} images that can be used: {names}")
 
 
 def _print_summary(info: dict, errors: dict[str, int], run: dict, output: str) -> None:
@@ -152,5 +162,5 @@ def _print_summary(info: dict, errors: dict[str, int], run: dict, output: str) -
     counts = run["counts"]
     OUT.print(
         f"{counts['used']} of {counts['matched']} images extracted in {run['seconds']:.1f} s, "
-        f"{len(info['labels'])} labels: {output}", markup=False
+        f"{len(info['labels'])} {'label' if len(info['labels']) == 1 else 'labels'}: {output}", markup=False
     )  # fmt: skip

@@ -1,9 +1,11 @@
 """The network of a job: weights resolved once by the launcher, written where the workers read them."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 
 from bulktag.model.backbone import Backbone, build_backbone
 from bulktag.model.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
@@ -26,6 +28,17 @@ def _local_weights(weights: str, folder: str) -> str:
     return uri if files.is_local(uri) else files.fetch_file(uri, os.path.join(folder, uri.rsplit("/", 1)[-1]))
 
 
+@contextlib.contextmanager
+def _as_mistakes() -> Iterator[None]:
+    """What building a network refuses is the user's mistake; not every reason begins with what was expected."""
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is not ValueError or str(error).startswith("expected "):
+            raise
+        raise ValueError(f"expected a network and weights that can be used, got a refusal: {error}") from error
+
+
 def resolve_backbone(config) -> Backbone:
     """Build the network that a job's configuration names.
 
@@ -34,13 +47,14 @@ def resolve_backbone(config) -> Backbone:
     """
     weights = config.resolved_weights
     with working("building the network"), tempfile.TemporaryDirectory(prefix="bulktag-weights-") as folder:
-        backbone = build_backbone(
-            config.backbone,
-            _local_weights(weights, folder),
-            image_size_px=config.image_size_px or None,
-            graph_input=config.graph_input or None,
-            graph_bottleneck=config.graph_bottleneck or None,
-        )
+        with _as_mistakes():
+            backbone = build_backbone(
+                config.backbone,
+                _local_weights(weights, folder),
+                image_size_px=config.image_size_px or None,
+                graph_input=config.graph_input or None,
+                graph_bottleneck=config.graph_bottleneck or None,
+            )
     _say_network(config.backbone, weights, backbone)
     return _as_given(backbone, weights)
 
@@ -68,20 +82,28 @@ def find_bundle(model: str) -> str:
     return uri
 
 
-def check_examples(folder: str, bundle: Bundle) -> None:
+def check_examples(folder: str, bundle: Bundle) -> dict[str, int]:
     """Bottlenecks of another network, or of pictures squared another way, would be scored with nonsense.
 
+    Returns:
+      number of images per split, as `extract` counted them.
     Raises:
-      ValueError: they are.
+      ValueError: they are, or examples.json is damaged.
     """
-    info = json.loads(files.read_bytes(files.join(folder, EXAMPLES_FILE)))
+    path = files.join(folder, EXAMPLES_FILE)
+    try:
+        info = json.loads(files.read_bytes(path))
+        found = (info["backbone"]["weights_digest"], info["backbone"]["image_size_px"], info["resize"])
+        num_images = {split: int(counts["images"]) for split, counts in info["counts"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"expected {EXAMPLES_FILE} as extract wrote it, got something else: {path}") from error
     wanted = (bundle.backbone.weights_digest, bundle.backbone.image_size_px, bundle.resize)
-    found = (info["backbone"]["weights_digest"], info["backbone"]["image_size_px"], info["resize"])
     if found != wanted:
         raise ValueError(
             f"expected bottlenecks of the model's network (weights {wanted[0][:12]}, {wanted[1]} px, {wanted[2]}), "
             f"got (weights {found[0][:12]}, {found[1]} px, {found[2]}): {folder}"
         )
+    return num_images
 
 
 def resolve_bundle(config, folder: str, resize: str) -> tuple[Bundle, str]:
@@ -102,9 +124,10 @@ def resolve_bundle(config, folder: str, resize: str) -> tuple[Bundle, str]:
             return load_bundle(files.fetch_folder(uri)), uri
     weights = config.resolved_weights
     with working("building the network"), tempfile.TemporaryDirectory(prefix="bulktag-weights-") as scratch:
-        backbone, head, labels = build_imagenet_classifier(
-            config.backbone, _local_weights(weights, scratch), image_size_px=config.image_size_px or None
-        )
+        with _as_mistakes():
+            backbone, head, labels = build_imagenet_classifier(
+                config.backbone, _local_weights(weights, scratch), image_size_px=config.image_size_px or None
+            )
     _say_network(config.backbone, weights, backbone)
     with working("writing the model for the workers"):
         model = _as_given(backbone, weights)

@@ -118,17 +118,24 @@ def check_counts(counts: dict[str, int], max_error_share: float, verb: str) -> N
 
 def keep_failed(record: RunRecord, made: publish.Staging, failure: JobFailed) -> JobFailed:
     """Keep what a run without success made, marked as such, and say where."""
+    if not record.facts["counts"]["matched"]:
+        return JobFailed(f"{failure}; nothing was published")
     folder = publish.publish_failed(made, record.to_json(f"failed: {failure}"))
     return JobFailed(f"{failure}; nothing was published, what was made is kept in {folder}")
 
 
 def report_skipped(skipped: dict[str, dict]) -> None:
     """Name the files of a folder that were no candidates."""
-    words = {"hidden": "hidden file", "not_an_image": "file that is no image", "not_a_file": "pipe, socket or device"}
+    words = {
+        "hidden": ("hidden file", "hidden files"),
+        "not_an_image": ("file that is no image", "files that are no images"),
+        "not_a_file": ("pipe, socket or device", "pipes, sockets or devices"),
+    }
     for reason, found in sorted(skipped.items()):
         names = ", ".join(name.rsplit("/", 1)[-1] for name in found["examples"][:NAMED_SKIPPED_SHOWN])
         more = ", ..." if found["count"] > NAMED_SKIPPED_SHOWN else ""
-        say(f"skipped {found['count']} {words.get(reason, reason)}{'s' if found['count'] > 1 else ''}: {names}{more}")
+        one, many = words.get(reason, (reason, reason))
+        say(f"skipped {found['count']} {one if found['count'] == 1 else many}: {names}{more}")
 
 
 def print_errors(errors: dict[str, int]) -> None:

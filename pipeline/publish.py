@@ -1,4 +1,4 @@
-"""Staging folders, and how a finished run takes the place of the one before it.
+"""How a finished run takes the place of the one before it.
 
 A job writes into `OUTPUT/.bulktag-RUN_ID/`. When all is there, the launcher swaps the finished folders and files into
 place, run.json and _SUCCESS last. Whoever waits for _SUCCESS never sees half a run; a run that dies leaves only its
@@ -6,19 +6,33 @@ staging folder, which the next run removes.
 """
 
 import contextlib
-import dataclasses
 import datetime
-import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable
 
+from apache_beam.io.filesystems import FileSystems
+
+from bulktag.pipeline.signals import uninterrupted
+from bulktag.pipeline.workspace import Staging, locked, staging
 from bulktag.transforms import files
 from bulktag.transforms.records import StagedFile
 
-STAGING_PREFIX = ".bulktag-"
+__all__ = [
+    "Staging",
+    "arrange_parts",
+    "check_apart",
+    "check_folder",
+    "check_output",
+    "new_run_id",
+    "publish",
+    "publish_failed",
+    "staging",
+]
+
 SUCCESS, RUN_FILE, FAILED = "_SUCCESS", "run.json", "failed"
+PUBLISHING = "publishing.json"
 
 
 def new_run_id(now: datetime.datetime | None = None) -> str:
@@ -27,33 +41,15 @@ def new_run_id(now: datetime.datetime | None = None) -> str:
     return f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Staging:
-    """A run's own folder beside its output.
-
-    Attributes:
-      run_id: of the run.
-      output: folder that the run publishes into.
-      work: folder for what workers write.
-      final: folder with the layout of `output`, filled by the launcher before it publishes.
-    """
-
-    run_id: str
-    output: str
-    work: str
-    final: str
-
-
 def check_output(output: str, job: str) -> None:
     """Refuse to replace a folder that another program filled, or another job of this one.
 
     Raises:
       ValueError: the folder holds something that no run of `job` wrote.
     """
+    check_folder(output)
     if not files.exists(output):
         return
-    if files.is_local(output) and not os.path.isdir(output):
-        raise ValueError(f"expected a folder or a new name for the output, got a file: {output}")
     run_file = files.join(output, RUN_FILE)
     if files.exists(run_file):
         found = _job_of(run_file)
@@ -71,75 +67,53 @@ def check_output(output: str, job: str) -> None:
             )
 
 
+def check_folder(uri: str) -> None:
+    """Refuse a name that no folder for writing can have, before hours of work go into it; local ones only.
+
+    Raises:
+      ValueError: with the reason.
+    """
+    if not files.is_local(uri):
+        return
+    try:
+        os.lstat(uri)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # the loop below finds what is there instead
+    except OSError as error:
+        raise ValueError(f"expected a folder that can be made, got {error.strerror}: {uri}") from error
+    folder = uri
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise ValueError(f"expected a folder or a new name, got a file: {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"expected a folder that may be written, got one that may not: {folder}")
+
+
+def check_apart(output: str, sources: Iterable[str]) -> None:
+    """Refuse an output that a later run would read as its own input.
+
+    Args:
+      output: absolute path or URL.
+      sources: folders that are read with all below them.
+    Raises:
+      ValueError: the output is one of them or lies below one.
+    """
+    for source in sources:
+        if _resolved(output) == _resolved(source) or _resolved(output).startswith(_resolved(source) + "/"):
+            raise ValueError(f"expected an output outside of the input folder {source}, got {output}")
+
+
+def _resolved(uri: str) -> str:
+    return (os.path.realpath(uri) if files.is_local(uri) else uri).rstrip("/")
+
+
 def _job_of(run_file: str) -> str:
     """The job that wrote a run.json."""
     try:
         return json.loads(files.read_bytes(run_file))["job"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"expected {RUN_FILE} of an earlier run, got something else: {run_file}") from error
-
-
-@contextlib.contextmanager
-def staging(output: str, run_id: str) -> Iterator[Staging]:
-    """A staging folder that is gone afterwards, whatever happens; what dead runs left goes too.
-
-    Raises:
-      OSError: the output folder cannot be made or written.
-    """
-    root = files.join(output, STAGING_PREFIX + run_id)
-    made = Staging(run_id, output, files.join(root, "work"), files.join(root, "final"))
-    if not files.is_local(output):
-        try:
-            yield made
-        finally:
-            files.delete_folder(root)
-        return
-    existed = os.path.isdir(output)
-    os.makedirs(output, exist_ok=True)
-    with _locked(output):
-        _remove_abandoned(output)
-        os.makedirs(made.work)
-        os.makedirs(made.final)
-        alive = _try_lock(root)
-    try:
-        yield made
-    finally:
-        files.delete_folder(root)
-        if alive is not None:
-            os.close(alive)
-        if not existed:
-            with contextlib.suppress(OSError):
-                os.rmdir(output)  # nothing was published: leave no empty folder behind
-
-
-def _remove_abandoned(output: str) -> None:
-    for name in os.listdir(output):
-        path = os.path.join(output, name)
-        if name.startswith(STAGING_PREFIX) and os.path.isdir(path) and (lock := _try_lock(path)) is not None:
-            files.delete_folder(path)
-            os.close(lock)
-
-
-def _try_lock(folder: str) -> int | None:
-    """Lock a folder for as long as this process lives, or None where another process holds it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
-
-
-@contextlib.contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    """Wait for, then hold the lock of an output folder. The system frees it if the process dies."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def arrange_parts(made: Staging, staged: list[StagedFile], folders: dict[str, str]) -> None:
@@ -167,27 +141,42 @@ def publish(made: Staging, entries: tuple[str, ...], run: dict) -> None:
         removed.
       run: contents of run.json.
     """
-    if files.is_local(made.output):
-        with _locked(made.output):
-            _swap(made, entries, run)
-    else:
-        _swap(made, entries, run)
+    # All that needs room on the disk is written before anything of the last run is touched.
+    _write_json(files.join(made.final, PUBLISHING), {**run, "status": "publishing"})
+    _write_json(files.join(made.final, RUN_FILE), run)
+    files.write_bytes(files.join(made.final, SUCCESS), (run["run_id"] + "\n").encode())
+    done = False
+    try:
+        with uninterrupted(), locked(made.output) if files.is_local(made.output) else contextlib.nullcontext():
+            _swap_all(made, entries)
+            done = True
+    except KeyboardInterrupt as stop:
+        stop.args = ("the run had been published",) if done else ()
+        raise
 
 
-def _swap(made: Staging, entries: tuple[str, ...], run: dict) -> None:
-    for name in (SUCCESS, RUN_FILE):
-        _remove(files.join(made.output, name))
+def _swap_all(made: Staging, entries: tuple[str, ...]) -> None:
+    _remove(files.join(made.output, SUCCESS))
+    # Says whose the folder is, should the process die before the last line: the next run may replace it.
+    _swap(made, PUBLISHING, RUN_FILE)
     for entry in entries:
-        old, new = files.join(made.output, entry), files.join(made.final, entry)
-        if files.is_local(old):
-            _swap_local(old, new, os.path.join(os.path.dirname(made.final), "old", entry))
-        else:
-            files.delete_folder(old)
-            for path, _, _ in files.list_remote(files.escape(new) + "**"):
-                files.move_file(path, old + path[len(new) :])
+        _swap(made, entry, entry)
     _remove(files.join(made.output, FAILED))
-    _write_json(files.join(made.output, RUN_FILE), run)
-    files.write_bytes(files.join(made.output, SUCCESS), (run["run_id"] + "\n").encode())
+    _swap(made, RUN_FILE, RUN_FILE)
+    _swap(made, SUCCESS, SUCCESS)
+
+
+def _swap(made: Staging, entry: str, target: str) -> None:
+    """Put `entry` of the finished layout in the place of `target`, which is removed where there is no such entry."""
+    old, new = files.join(made.output, target), files.join(made.final, entry)
+    if files.is_local(old):
+        _swap_local(old, new, os.path.join(os.path.dirname(made.final), "old", secrets.token_hex(4)))
+        return
+    _remove(old)
+    found = [path for path, _, _ in files.list_remote(files.escape(new) + "**")]
+    for path in found:
+        if path == new or path.startswith(new + "/"):
+            files.move_file(path, old + path[len(new) :])
 
 
 def _swap_local(old: str, new: str, aside: str) -> None:
@@ -200,10 +189,12 @@ def _swap_local(old: str, new: str, aside: str) -> None:
 
 
 def _remove(path: str) -> None:
-    if files.is_local(path) and os.path.isfile(path):
-        os.unlink(path)
-    else:
-        files.delete_folder(path)
+    if files.is_local(path):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            os.unlink(path)
+    elif FileSystems.exists(path):
+        FileSystems.delete([path])
+    files.delete_folder(path)
 
 
 def publish_failed(made: Staging, run: dict) -> str:
@@ -215,8 +206,8 @@ def publish_failed(made: Staging, run: dict) -> str:
     target = files.join(made.output, FAILED)
     _write_json(files.join(made.final, RUN_FILE), run)
     if files.is_local(made.output):
-        with _locked(made.output):
-            _swap_local(target, made.final, os.path.join(os.path.dirname(made.final), "old", FAILED))
+        with uninterrupted(), locked(made.output):
+            _swap_local(target, made.final, os.path.join(os.path.dirname(made.final), "old", secrets.token_hex(4)))
     else:
         files.delete_folder(target)
         for path, _, _ in files.list_remote(files.escape(made.final) + "/**"):

@@ -1,5 +1,6 @@
 """Where a Beam job runs: options, progress, interruption."""
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -8,19 +9,24 @@ import shlex
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 
 import apache_beam as beam
 import psutil
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import create_runner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-from bulktag.pipeline.console import ProgressDisplay
+from bulktag.pipeline.console import ProgressDisplay, say
 from bulktag.transforms.progress import read_progress
 
 POLL_EVERY_S = 0.2
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+WORKER_MODULE = "bulktag.pipeline.worker"
+# At the end of a job its workers end a moment before it does.
+WORKER_GRACE_S = 10.0
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class JobFailed(Exception):
@@ -97,11 +103,25 @@ def choose_runner(flags: tuple[str, ...], workers: int) -> RunnerChoice:
     if asked:
         if workers != 1:
             raise ValueError(f"expected workers only for the local runner, got workers {workers} and a --runner")
-        runner = flags[[flag.split("=", 1)[0] for flag in flags].index("--runner") :]
-        name = runner[0].split("=", 1)[1] if "=" in runner[0] else runner[1]
-        return RunnerChoice(name, options, name in ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner"), 1)
+        name = options.view_as(StandardOptions).runner
+        return RunnerChoice(name, options, _check_runner(name) in _IN_PROCESS, 1)
     options.view_as(SetupOptions).save_main_session = False
     return RunnerChoice("local", options, True, workers)
+
+
+_IN_PROCESS = ("DirectRunner", "SwitchingDirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
+
+
+def _check_runner(name: str) -> str:
+    """Name of the runner's class.
+
+    Raises:
+      ValueError: Beam has none of this name, or what it needs is not installed.
+    """
+    try:
+        return type(create_runner(name)).__name__
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ValueError(f"expected a runner that Beam can load, got {name!r}: {error}") from error
 
 
 def _make_runner(choice: RunnerChoice):
@@ -112,7 +132,7 @@ def _make_runner(choice: RunnerChoice):
     # Beam's own multi_processing mode puts the interpreter's path into a shell line unquoted, so the worker processes
     # are named here and the mode stays at its default.
     choice.options.view_as(DirectOptions).direct_num_workers = choice.workers
-    command = f"exec {shlex.quote(sys.executable)} -m bulktag.pipeline.worker"
+    command = f"exec {shlex.quote(sys.executable)} -m {WORKER_MODULE} {os.getpid()}"
     return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command_string=command))
 
 
@@ -139,7 +159,7 @@ def run_pipeline(
             try:
                 pipeline = beam.Pipeline(runner=_make_runner(choice), options=choice.options)
                 build(pipeline, progress_dir)
-                result = pipeline.run()
+                result = outcome["result"] = pipeline.run()
                 outcome["state"] = result.wait_until_finish()
                 outcome["counters"] = _counters(result)
             except BaseException as error:  # handed to the caller's thread, below
@@ -147,19 +167,90 @@ def run_pipeline(
 
         # A thread, so that this one can show progress and hear Ctrl-C; a daemon, so that Ctrl-C need not wait for it.
         thread = threading.Thread(target=work, name="bulktag-job", daemon=True)
+        watch = _WorkerWatch(choice.workers)
+        # The thread that waits for a worker process would print a traceback if that died; `watch` says it instead.
+        hook, threading.excepthook = threading.excepthook, _quiet_about_workers
         thread.start()
         try:
             while thread.is_alive():
                 thread.join(POLL_EVERY_S)
                 display.update(read_progress(folder))
+                watch.check()
         except BaseException:
-            # Beam's threads would each print that their worker is gone.
-            threading.excepthook = lambda _: None
-            end_worker_processes()
+            # Beam's other threads would each print that their worker is gone.
+            hook = _say_nothing
+            if not choice.is_local and "result" in outcome:
+                _cancel(outcome["result"])
             raise
+        finally:
+            threading.excepthook = hook
+            watch.end_all()
     if "error" in outcome:
         raise outcome["error"]
     return outcome["counters"]
+
+
+def _say_nothing(_) -> None:
+    """For threads that fail because their job is being ended."""
+
+
+def _quiet_about_workers(failure: threading.ExceptHookArgs) -> None:
+    if failure.thread is None or failure.thread.name != "run_worker":
+        threading.__excepthook__(failure)
+
+
+def _cancel(result) -> None:
+    """Ask the service to end a job whose launcher was interrupted: nobody would publish what it makes."""
+    try:
+        result.cancel()
+    except Exception as error:  # whatever the service says, the user wants to leave
+        say(f"the job could not be cancelled, end it at its runner: {error}")
+
+
+class _WorkerWatch:
+    """The worker processes of a local job. Beam waits for ever for one that died, of lack of memory for example."""
+
+    def __init__(self, num_workers: int):
+        self._num_workers = num_workers
+        self._seen: set[psutil.Process] = set()
+        self._missed_since: float | None = None
+
+    def _alive(self) -> set[psutil.Process]:
+        alive = set()
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if WORKER_MODULE in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+                    alive.add(child)
+        return alive
+
+    def check(self) -> None:
+        """Look whether one is missing.
+
+        Raises:
+          JobFailed: one has been for so long that the job cannot be about to end.
+        """
+        if self._num_workers == 1:
+            return
+        alive = self._alive()
+        self._seen |= alive
+        if self._seen <= alive:
+            self._missed_since = None
+            return
+        now = time.monotonic()
+        self._missed_since = self._missed_since or now
+        if now - self._missed_since > WORKER_GRACE_S:
+            raise JobFailed("a worker process ended before its work was done, perhaps for lack of memory: fewer "
+                            "--workers or a smaller --batch-size need less")  # fmt: skip
+
+    def end_all(self) -> None:
+        """End those that are still there."""
+        if self._num_workers == 1:
+            return
+        left = list(self._alive())
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=5)
 
 
 def find_disk_error(error: BaseException | None) -> str | None:
@@ -175,17 +266,6 @@ def find_disk_error(error: BaseException | None) -> str | None:
                 return f"{os.strerror(number)}, in a worker"
         error = error.__cause__ or error.__context__
     return None
-
-
-def end_worker_processes() -> None:
-    """End the worker processes that the local runner started."""
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        try:
-            child.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(children, timeout=5)
 
 
 def _counters(result) -> dict[str, int]:

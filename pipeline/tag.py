@@ -18,7 +18,7 @@ from bulktag.transforms.infer import EngineSettings, HeadHandler, InferBatches, 
 from bulktag.transforms.manifests import label_columns
 from bulktag.transforms.read import ReadImages
 from bulktag.transforms.records import ScoredBatch, errors_schema
-from bulktag.transforms.sources import MatchImages, Source, check_source, parse_source
+from bulktag.transforms.sources import EXAMPLES_FILE, MatchImages, Source, check_source, parse_source
 from bulktag.transforms.staging import CommitFiles, read_manifest
 from bulktag.transforms.tables import ERRORS, TAGS, TagSettings, WriteErrors, WriteTags, write_empty_table
 
@@ -46,6 +46,7 @@ def run_tag(config: TagConfig) -> dict:
         raise ValueError(f"expected one folder that extract wrote, got {len(sources)}: an image may stand in several")
     for source in sources:
         check_source(source, label_columns("none"))
+    publish.check_apart(output, (source.uri for source in sources if source.kind == "folder"))
     runner = choose_runner(config.beam, config.workers)
     record = outcome.RunRecord("tag", publish.new_run_id(), config)
     record.note(run_date=_run_date(config, record), device=describe_device(config.device), runner=runner.name)
@@ -58,6 +59,7 @@ def run_tag(config: TagConfig) -> dict:
         say(f"model: {bundle.model_id}, {len(bundle.labels)} labels; device: {record.facts['device']}, "
             f"runner: {runner.name}")  # fmt: skip
         settings = _tag_settings(config, bundle, record.run_id)
+        expected = sum(check_examples(sources[0].uri, bundle).values()) if from_examples == {True} else None
 
         def build(pipeline: beam.Pipeline, progress_dir: str | None) -> None:
             if from_examples == {True}:
@@ -67,7 +69,7 @@ def run_tag(config: TagConfig) -> dict:
 
         with ProgressDisplay("tag") as display:
             record.note(counters=run_pipeline(runner, build, display))
-        return _finish(record, made, settings, config)
+        return _finish(record, made, settings, config, expected)
 
 
 def _run_date(config: TagConfig, record: outcome.RunRecord) -> str:
@@ -117,8 +119,6 @@ def build_retag(
     settings: TagSettings, staging_dir: str, progress_dir: str | None,
 ) -> None:  # fmt: skip
     """Wire the graph from stored bottlenecks: no image is touched."""
-    for source in sources:
-        check_examples(source.uri, bundle)
     shards = tuple(uri for source in sources for uri in list_shards(source.uri))
     read = pipeline | "Read" >> ReadExamples(shards, bundle.backbone.width, EXAMPLES_BATCH, progress_dir)
     handler = HeadHandler(model_dir, EngineSettings(EXAMPLES_BATCH, config.device))
@@ -132,10 +132,15 @@ def _num_images(batch: ScoredBatch) -> int:
     return len(batch.images)
 
 
-def _finish(record: outcome.RunRecord, made: publish.Staging, settings: TagSettings, config: TagConfig) -> dict:
-    """Count and publish what the workers made."""
+def _finish(
+    record: outcome.RunRecord, made: publish.Staging, settings: TagSettings, config: TagConfig, expected: int | None
+) -> dict:
+    """Count and publish what the workers made; `expected` images, where it is known before."""
     manifest = read_manifest(made.work)
     counts = outcome.count_images(manifest, (TAGS,))
+    if expected is not None and counts["matched"] != expected:
+        raise JobFailed(f"expected {expected} images, as {EXAMPLES_FILE} says, got {counts['matched']}: a shard is "
+                        f"missing; extract again: {config.input[0]}; nothing was published")  # fmt: skip
     labels = outcome.sum_labels(manifest["files"], (TAGS,))
     errors = outcome.sum_labels(manifest["files"], (ERRORS,))
     record.note(counts=counts, labels=labels, errors=errors, skipped=manifest["skipped"])

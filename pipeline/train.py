@@ -1,16 +1,20 @@
 """`bulktag train`: TFRecord shards -> a head on the backbone, calibrated -> a model bundle."""
 
+import contextlib
 import dataclasses
+import os
+from collections.abc import Iterator
 
-from bulktag.model.backbone import load_backbone
+from bulktag.model.backbone import Backbone, load_backbone
 from bulktag.model.bundle import BUNDLE_FILE, save_bundle
 from bulktag.model.engine import choose_training_device
-from bulktag.model.splits import read_examples_info
+from bulktag.model.splits import ExamplesInfo, read_examples_info
 from bulktag.model.training import TrainedHead, TrainOptions, train_head
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import TrainConfig
 from bulktag.pipeline.console import OUT, TrainingDisplay, print_table, say, working
 from bulktag.pipeline.runners import JobFailed
+from bulktag.pipeline.workspace import try_lock
 from bulktag.transforms import files
 from bulktag.transforms.sources import EXAMPLES_FILE
 
@@ -32,40 +36,27 @@ def run_train(config: TrainConfig) -> dict:
     if not files.exists(files.join(examples, EXAMPLES_FILE)):
         raise ValueError(f"expected a folder that extract wrote (with {EXAMPLES_FILE}), got {config.examples!r}")
     publish.check_output(output, "train")
-    options = _train_options(config, output)
+    for folder in filter(None, (config.log_dir, config.checkpoint_dir)):
+        publish.check_folder(files.normalise(folder))
     record = outcome.RunRecord("train", publish.new_run_id(), config)
     record.note(device=choose_training_device(config.device))
     say(f"device: {record.facts['device']}")
     local_examples = files.fetch_folder(examples)
+    info = read_examples_info(local_examples)
+    if not info.labels:
+        raise ValueError(f"expected examples with labels, got none: {config.examples}; extract from a folder that "
+                         "holds one folder per class, or with --labels COLUMN of a manifest")  # fmt: skip
     backbone = load_backbone(files.join(local_examples, "backbone"))
 
-    with publish.staging(output, record.run_id) as made:
+    with publish.staging(output, record.run_id) as made, _checkpoints(config, output) as checkpoints:
         with TrainingDisplay() as display:
-            trained = train_head(local_examples, options, display.update)
-        for text in trained.warnings:
-            record.warn(text)
-        figures = {split: dict(values) for split, values in trained.figures.items()}
-        record.note(figures=figures, best_epoch=trained.best_epoch, temperature=trained.temperature)
-        _print_figures(trained)
+            trained = train_head(local_examples, _train_options(config, checkpoints), display.update)
+        _note_figures(record, trained)
         _check_accuracy(config, trained)
-        training = {
-            "options": dataclasses.asdict(config),
-            "best_epoch": trained.best_epoch,
-            "warnings": trained.warning_counts,
-        }
-
-        def save(folder: str) -> None:
-            model_id = save_bundle(
-                folder, backbone, trained.model, list(trained.labels), resize=_resize_of(local_examples),
-                temperature=trained.temperature, multi_label=config.multi_label, figures=figures, training=training,
-            )  # fmt: skip
-            record.note(model_id=model_id)
-
         with working("writing the model"):
-            files.write_folder(save, made.final)
+            files.write_folder(lambda folder: _save(folder, config, record, backbone, trained, info), made.final)
         run = record.to_json("succeeded")
         publish.publish(made, ENTRIES, run)
-    files.delete_folder(files.join(output, CHECKPOINTS))
     OUT.print(
         f"model {run['model_id']}, {len(trained.labels)} labels, trained in {run['seconds']:.1f} s: {output}",
         markup=False,
@@ -73,20 +64,66 @@ def run_train(config: TrainConfig) -> dict:
     return run
 
 
-def _train_options(config: TrainConfig, output: str) -> TrainOptions:
-    checkpoints = config.checkpoint_dir or (files.join(output, CHECKPOINTS) if files.is_local(output) else "")
+@contextlib.contextmanager
+def _checkpoints(config: TrainConfig, output: str) -> Iterator[str]:
+    """The folder for checkpoints, "" for none; a folder of our own is removed once the training is done."""
+    folder = files.normalise(config.checkpoint_dir) if config.checkpoint_dir else files.join(output, CHECKPOINTS)
+    if not files.is_local(folder):
+        yield config.checkpoint_dir
+        return
+    os.makedirs(folder, exist_ok=True)
+    lock = try_lock(folder)
+    if lock is None:
+        say("another training writes its checkpoints there, this one goes without: " + folder)
+        yield ""
+        return
+    try:
+        yield folder
+        if not config.checkpoint_dir:
+            files.delete_folder(folder)
+    finally:
+        os.close(lock)
+        if not config.checkpoint_dir:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)  # interrupted before the first one
+
+
+def _note_figures(record: outcome.RunRecord, trained: TrainedHead) -> None:
+    for text in trained.warnings:
+        record.warn(text)
+    figures = {split: dict(values) for split, values in trained.figures.items()}
+    record.note(figures=figures, best_epoch=trained.best_epoch, temperature=trained.temperature)
+    record.note(resumed_epochs=trained.resumed_epochs)
+    _print_figures(trained)
+
+
+def _save(
+    folder: str, config: TrainConfig, record: outcome.RunRecord, backbone: Backbone, trained: TrainedHead,
+    info: ExamplesInfo,
+) -> None:  # fmt: skip
+    """Write the bundle and note its model_id."""
+    training = {
+        "options": dataclasses.asdict(config),
+        "best_epoch": trained.best_epoch,
+        "warnings": trained.warning_counts,
+    }
+    model_id = save_bundle(
+        folder, backbone, trained.model, list(trained.labels), resize=info.content["resize"],
+        temperature=trained.temperature, multi_label=config.multi_label, figures=record.facts["figures"],
+        training=training,
+    )  # fmt: skip
+    record.note(model_id=model_id)
+
+
+def _train_options(config: TrainConfig, checkpoints: str) -> TrainOptions:
     return TrainOptions(
         architecture=config.architecture, hidden=config.hidden, dropout=config.dropout,
         learning_rate=config.learning_rate or None, weight_decay=config.weight_decay,
         label_smoothing=config.label_smoothing,
-        batch_size=config.batch_size or None, epochs=config.epochs, patience=config.patience,
+        batch_size=config.batch_size or None, epochs=config.epochs, patience=config.patience or None,
         class_weights=config.class_weights, seed=config.seed, multi_label=config.multi_label,
         checkpoint_dir=checkpoints or None, log_dir=config.log_dir or None, cache=config.cache,
     )  # fmt: skip
-
-
-def _resize_of(examples: str) -> str:
-    return read_examples_info(examples).content["resize"]
 
 
 def _print_figures(trained: TrainedHead) -> None:

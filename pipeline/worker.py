@@ -3,14 +3,26 @@
 import os
 import signal
 import sys
+import threading
+import time
 
 from apache_beam.runners.worker import sdk_worker_main
 
 from bulktag.pipeline.quiet import import_tensorflow
 
+LOOK_EVERY_S = 1.0
 
-def main() -> None:
-    """Serve the launcher until it hangs up."""
+
+def _end_with(launcher: int) -> None:
+    """End this process when the launcher is gone, however it ended: it can tell nobody after `kill -9`."""
+    while os.getppid() == launcher:
+        time.sleep(LOOK_EVERY_S)
+    os._exit(1)
+
+
+def main(launcher: int) -> None:
+    """Serve the launcher, process number `launcher`, until it hangs up."""
+    threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
     # Ctrl-C reaches every process of the terminal; the launcher hears it and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import_tensorflow()
@@ -25,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from bulktag.pipeline import cli
+from bulktag.pipeline import cli, signals
 from bulktag.pipeline.cli import run_command
 
 TAG = ("tag", "--input", "{photos}", "--model", "m", "--output", "o")
-EXTRACT = ("extract", "--input", "{photos}", "--output", "{photos}/o")
+EXTRACT = ("extract", "--input", "{photos}", "--output", "{photos}.out")
 VERBS = ("extract", "train", "evaluate", "tag", "classify")
 
 
@@ -31,14 +31,14 @@ def photos(tmp_path):
         ([*TAG, "--runer", "x"], "got --runer (did you mean --runner?)"),
         ([*TAG, "--flink_version", "0.1"], "expected Beam options"),
         (["tag", "--input", "nowhere", "--model", "m", "--output", "o"], "found nothing there: nowhere"),
-        (["tag", "--input", "{photos}", "--model", "nowhere", "--output", "{photos}/o"], "expected a model bundle"),
+        (["tag", "--input", "{photos}", "--model", "nowhere", "--output", "{photos}.out"], "expected a model bundle"),
         (["tag", "--input", "ftp://x/y", "--model", "m", "--output", "o"], "got scheme 'ftp'"),
-        (["tag", "--input", "{photos}", "--model", "m", "--output", "{photos}/o", "--run-date", "today"], "YYYY-MM-DD"),
+        (["tag", "--input", "{photos}", "--model", "m", "--output", "{photos}.out", "--run-date", "today"], "YYYY-MM-DD"),
         ([*EXTRACT, "--backbone", "incepton_v3"], "inception_v3"),
         ([*EXTRACT, "--backbone", "vgg16", "--weights", "no.h5"], "no.h5"),
         ([*EXTRACT, "--split", "0.5", "0.6", "0.1"], "add up to 1"),
         ([*EXTRACT, "--device", "gpu"], "expected a GPU"),
-        (["train", "--examples", "{photos}", "--model", "{photos}/m"], "expected a folder that extract wrote"),
+        (["train", "--examples", "{photos}", "--model", "{photos}.model"], "expected a folder that extract wrote"),
         (["train", "--examples", "{photos}", "--model", "m", "--worker", "2"], "expected a known option, got --worker"),
         (["evaluate", "--examples", "{photos}", "--model", "m", "--output", "o"], "a folder that extract wrote"),
         (["classify", "--model", "m", "x.jpg"], "expected a model bundle"),
@@ -93,7 +93,7 @@ def test_a_full_disk_is_one_line_and_code_1(monkeypatch, photos, capsys):
 
 
 def test_interruptions_have_the_codes_of_their_signals(monkeypatch, photos):
-    for error, code in ((KeyboardInterrupt, 130), (cli.Terminated, 143)):
+    for error, code in ((KeyboardInterrupt, 130), (signals.Terminated, 143), (signals.HungUp, 129)):
 
         def stopped(job, config, error=error):
             raise error

@@ -32,10 +32,12 @@ def test_an_evaluation_leaves_figures_tables_plot_and_report(examples_dir, bundl
     assert metrics["accuracy"] == pytest.approx(bundle["figures"]["test"]["accuracy"], abs=1e-6)
     report = (tmp_path / "out" / "report.html").read_text()
     assert "http://" not in report and "https://" not in report and "circle" in report
+    assert "held out, never trained on" in report
 
 
 def test_all_splits_can_be_evaluated(examples_dir, bundle_dir, tmp_path):
     assert evaluate(examples_dir, bundle_dir, tmp_path / "out", split="all")["figures"]["n"] == 160
+    assert "never trained on" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_labels_that_the_model_does_not_know_are_left_out_and_counted(demo_images, bundle_dir, tmp_path):

@@ -1,0 +1,137 @@
+"""A run's own folder beside its output: made, locked and removed.
+
+The folder is locked for as long as the process lives, so that a later run can tell what a dead one left behind.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+
+from bulktag.pipeline.signals import uninterrupted
+from bulktag.transforms import files
+
+STAGING_PREFIX = ".bulktag-"
+ATTEMPTS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Staging:
+    """A run's own folder beside its output.
+
+    Attributes:
+      run_id: of the run.
+      output: folder that the run publishes into.
+      work: folder for what workers write.
+      final: folder with the layout of `output`, filled by the launcher before it publishes.
+    """
+
+    run_id: str
+    output: str
+    work: str
+    final: str
+
+
+@contextlib.contextmanager
+def staging(output: str, run_id: str) -> Iterator[Staging]:
+    """A staging folder that is gone afterwards, whatever happens; what dead runs left goes too.
+
+    Raises:
+      OSError: the output folder cannot be made or written.
+    """
+    root = files.join(output, STAGING_PREFIX + run_id)
+    made = Staging(run_id, output, files.join(root, "work"), files.join(root, "final"))
+    if not files.is_local(output):
+        try:
+            yield made
+        finally:
+            files.delete_folder(root)
+        return
+    existed = os.path.isdir(output)
+    try:
+        alive = _make_staging(made, root)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        raise ValueError(f"expected an output folder that can be made, got {error.strerror}: {output}") from error
+    try:
+        yield made
+    finally:
+        with uninterrupted():  # somebody who waits for the end of this presses Ctrl-C again
+            _delete_staging(root)
+            if alive is not None:
+                os.close(alive)
+            if not existed:
+                with contextlib.suppress(OSError):
+                    os.rmdir(output)  # nothing was published: leave no empty folder behind
+
+
+def _make_staging(made: Staging, root: str) -> int | None:
+    """Make a run's folders.
+
+    Returns:
+      the lock that says for as long as this process lives that they are in use; None on a disk without locks.
+    """
+    for _ in range(ATTEMPTS):
+        os.makedirs(made.output, exist_ok=True)
+        # Another run that ends now without a result removes the folder, if it is empty: then once more.
+        with contextlib.suppress(FileNotFoundError), locked(made.output):
+            _remove_abandoned(made.output)
+            os.mkdir(root)
+            for folder in (made.work, made.final):
+                os.mkdir(folder)
+            return try_lock(root)
+    raise FileNotFoundError(errno.ENOENT, "another process keeps removing it", made.output)
+
+
+def _delete_staging(root: str) -> None:
+    """Remove a staging folder, though an interrupted job's threads may still be writing into it.
+
+    Under another name nobody finds it any more; what is made again under the old one is removed again.
+    """
+    for attempt in range(ATTEMPTS):
+        if not os.path.lexists(root):
+            return
+        gone = f"{root}-{attempt}"
+        with contextlib.suppress(OSError):
+            os.rename(root, gone)
+        for _ in range(ATTEMPTS):
+            files.delete_folder(gone)
+            if not os.path.lexists(gone):
+                break
+
+
+def _remove_abandoned(output: str) -> None:
+    for name in os.listdir(output):
+        path = os.path.join(output, name)
+        if name.startswith(STAGING_PREFIX) and os.path.isdir(path) and (lock := try_lock(path)) is not None:
+            files.delete_folder(path)
+            os.close(lock)
+
+
+def try_lock(folder: str) -> int | None:
+    """Lock a folder for as long as this process lives; None where another process holds it or it has no locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Wait for, then hold the lock of an output folder. The system frees it if the process dies.
+
+    On a disk without locks, as some that are mounted over a network, nothing is held.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
