@@ -29,26 +29,27 @@ def run_classify(config: ClassifyConfig) -> dict[str, list[tuple[str, float]]]:
       (label, score) pairs, best first, by image; images that cannot be used are left out.
     Raises:
       ValueError: the request is wrong: no such model.
-      JobFailed: none of the images could be used.
+      JobFailed: some of the images could not be used; the others' tables were printed.
     """
     describe_device(config.device)
     with tempfile.TemporaryDirectory(prefix="bulktag-model-") as folder:
         bundle, _ = resolve_bundle(config, folder, DEFAULT_RESIZE)
         engine = Engine(bundle.tagger_graph(), 1, config.device, outputs=("bottleneck", "scores"))
     limits = ImageLimits(config.max_bytes, config.max_pixels)
-    results = {}
+    results, num_bad = {}, 0
     for name in config.images:
         try:
             data = _read(name, config)
             image = load_image(data, bundle.backbone.image_size_px, bundle.resize, limits)
         except (ReadError, BadImage) as error:
+            num_bad += 1
             warn(f"{name}: {error.error_type}: {error}")
             continue
         _, scores_BL = engine.run(image.pixels_HWC[np.newaxis])
         results[name] = _best(scores_BL, bundle.labels, config.top_k)
         print_table(("label", "probability"), results[name], title=name)
-    if len(results) < len(config.images):
-        raise JobFailed(f"{len(config.images) - len(results)} of {len(config.images)} images could not be used")
+    if num_bad:
+        raise JobFailed(f"{num_bad} of {len(config.images)} images could not be used")
     return results
 
 
@@ -86,7 +87,7 @@ def download(url: str, max_bytes: int, timeout_s: float) -> bytes:
                     raise BadImage("too_many_bytes", f"expected at most {max_bytes} bytes, got more")
                 if time.monotonic() > deadline:
                     raise requests.Timeout
-    except requests.Timeout as error:
+    except (requests.Timeout, urllib3.exceptions.ReadTimeoutError) as error:
         raise ReadError("timeout", f"expected the whole file within {timeout_s:g} s, got {len(data)} bytes") from error
     except requests.RequestException as error:
         raise ReadError("download_failed", _why(error)) from error

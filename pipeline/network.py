@@ -18,6 +18,10 @@ from bulktag.transforms.sources import EXAMPLES_FILE
 _NAMED_WEIGHTS = ("imagenet", "builtin", "none")
 
 
+def _weights_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="bulktag-weights-")
+
+
 def _local_weights(weights: str, folder: str) -> str:
     """Weights as a name, or as a file on this disk."""
     if weights in _NAMED_WEIGHTS or weights.startswith("random:"):
@@ -46,15 +50,14 @@ def resolve_backbone(config) -> Backbone:
       ValueError: an unknown name, weights that do not exist or do not fit.
     """
     weights = config.resolved_weights
-    with working("building the network"), tempfile.TemporaryDirectory(prefix="bulktag-weights-") as folder:
-        with _as_mistakes():
-            backbone = build_backbone(
-                config.backbone,
-                _local_weights(weights, folder),
-                image_size_px=config.image_size_px or None,
-                graph_input=config.graph_input or None,
-                graph_bottleneck=config.graph_bottleneck or None,
-            )
+    with working("building the network"), _weights_folder() as folder, _as_mistakes():
+        backbone = build_backbone(
+            config.backbone,
+            _local_weights(weights, folder),
+            image_size_px=config.image_size_px or None,
+            graph_input=config.graph_input or None,
+            graph_bottleneck=config.graph_bottleneck or None,
+        )
     _say_network(config.backbone, weights, backbone)
     return _as_given(backbone, weights)
 
@@ -123,11 +126,10 @@ def resolve_bundle(config, folder: str, resize: str) -> tuple[Bundle, str]:
         with working("loading the model"):
             return load_bundle(files.fetch_folder(uri)), uri
     weights = config.resolved_weights
-    with working("building the network"), tempfile.TemporaryDirectory(prefix="bulktag-weights-") as scratch:
-        with _as_mistakes():
-            backbone, head, labels = build_imagenet_classifier(
-                config.backbone, _local_weights(weights, scratch), image_size_px=config.image_size_px or None
-            )
+    with working("building the network"), _weights_folder() as scratch, _as_mistakes():
+        backbone, head, labels = build_imagenet_classifier(
+            config.backbone, _local_weights(weights, scratch), image_size_px=config.image_size_px or None
+        )
     _say_network(config.backbone, weights, backbone)
     with working("writing the model for the workers"):
         model = _as_given(backbone, weights)

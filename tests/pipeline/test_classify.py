@@ -2,6 +2,7 @@
 
 import http.server
 import threading
+import time
 
 import pytest
 
@@ -25,6 +26,13 @@ def server(demo_images):
                 return
             if self.path == "/slow":
                 stop.wait(20)
+            if self.path in ("/dripping", "/broken"):
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                while self.path == "/dripping" and not stop.wait(0.05):
+                    self.wfile.write(b"x")
+                return
             body = {"/triangle.jpg": picture, "/text.jpg": b"<html>not an image</html>", "/large": bytes(100_000)}.get(
                 self.path
             )
@@ -56,10 +64,11 @@ def test_files_and_urls_give_a_table_each(server, demo_images, bundle_dir, capsy
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("/missing.jpg", "404"),
+        ("/missing.jpg", "download_failed: the server answered 404 Not Found"),
         ("/text.jpg", "not_an_image"),
-        ("/large", "too_many_bytes"),
-        ("/loop", "redirects"),
+        ("/large", "too_many_bytes: expected at most 50000 bytes, got more"),
+        ("/loop", "download_failed: more than 5 redirects"),
+        ("/broken", "download_failed: the connection broke after 0 bytes"),
     ],
 )
 def test_a_url_that_gives_no_image_is_named(server, bundle_dir, name, message, capsys):
@@ -69,8 +78,27 @@ def test_a_url_that_gives_no_image_is_named(server, bundle_dir, name, message, c
 
 
 def test_a_silent_server_is_given_up_on(server):
-    with pytest.raises(ReadError, match="timed out"):
+    with pytest.raises(ReadError, match=r"expected the whole file within 0.3 s, got 0 bytes"):
         download(f"{server}/slow", 1000, timeout_s=0.3)
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up_on(server):
+    started = time.monotonic()
+    with pytest.raises(ReadError, match=r"expected the whole file within 0.5 s, got \d+ bytes"):
+        download(f"{server}/dripping", 1000, timeout_s=0.5)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/x.jpg", "http://[", "https://", "http://no.such.host.invalid/x"])
+def test_a_url_that_leads_nowhere_is_named_in_a_few_words(url):
+    with pytest.raises(ReadError) as caught:
+        download(url, 1000, timeout_s=5)
+    assert "HTTPConnectionPool" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_image_named_twice_is_no_failure(demo_images, bundle_dir):
+    good = str(next(demo_images.glob("plus/*.jpg")))
+    assert run_command(["classify", "--model", str(bundle_dir), good, good]) == 0
 
 
 def test_one_bad_image_does_not_hide_the_others(demo_images, bundle_dir, tmp_path, capsys):
