@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from bulktag.model.bundle import Bundle, load_bundle
+from bulktag.model.bundle import Bundle
 from bulktag.model.engine import Engine
 from bulktag.model.evaluation_files import predictions, write_evaluation
 from bulktag.model.metrics import Evaluation, MultiLabelEvaluation, evaluate_multi_label, evaluate_scores
@@ -17,7 +17,7 @@ from bulktag.model.report import ReportContext, write_report
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import EvaluateConfig
 from bulktag.pipeline.console import OUT, ProgressDisplay, print_table
-from bulktag.pipeline.network import check_examples, find_bundle
+from bulktag.pipeline.network import check_examples, find_bundle, open_bundle
 from bulktag.pipeline.runners import JobFailed
 from bulktag.transforms import files
 from bulktag.transforms.examples import list_shards, read_shard
@@ -50,7 +50,7 @@ def run_evaluate(config: EvaluateConfig) -> dict:
     if not files.exists(files.join(examples, EXAMPLES_FILE)):
         raise ValueError(f"expected a folder that extract wrote (with {EXAMPLES_FILE}), got {config.examples!r}")
     publish.check_output(output, "evaluate")
-    bundle = load_bundle(files.fetch_folder(find_bundle(config.model)))
+    bundle = open_bundle(find_bundle(config.model))
     splits = SPLITS if config.split == "all" else (config.split,)
     counts = check_examples(examples, bundle)
     expected = sum(counts.get(split, 0) for split in splits)

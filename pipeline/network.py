@@ -85,6 +85,18 @@ def find_bundle(model: str) -> str:
     return uri
 
 
+def open_bundle(uri: str) -> Bundle:
+    """Load and verify the bundle in a folder.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        return load_bundle(files.fetch_folder(uri))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"expected {BUNDLE_FILE} as train wrote it, got no usable {error}: {uri}") from error
+
+
 def check_examples(folder: str, bundle: Bundle) -> dict[str, int]:
     """Bottlenecks of another network, or of pictures squared another way, would be scored with nonsense.
 
@@ -124,7 +136,7 @@ def resolve_bundle(config, folder: str, resize: str) -> tuple[Bundle, str]:
     if config.model != IMAGENET:
         uri = find_bundle(config.model)
         with working("loading the model"):
-            return load_bundle(files.fetch_folder(uri)), uri
+            return open_bundle(uri), uri
     weights = config.resolved_weights
     with working("building the network"), _weights_folder() as scratch, _as_mistakes():
         backbone, head, labels = build_imagenet_classifier(

@@ -254,7 +254,7 @@ class _WorkerWatch:
 
 
 def find_disk_error(error: BaseException | None) -> str | None:
-    """One line for a full, read-only or forbidden disk behind an error, or None where it is something else.
+    """One line for a full, read-only or forbidden disk or a damaged shard behind an error, else None.
 
     Errors of workers reach the launcher as text.
     """
@@ -264,6 +264,8 @@ def find_disk_error(error: BaseException | None) -> str | None:
         for number in _DISK_ERRORS:
             if f"[Errno {number}] {os.strerror(number)}" in str(error):
                 return f"{os.strerror(number)}, in a worker"
+        if "DataLossError" in f"{type(error).__name__}: {error}":
+            return "expected whole TFRecord shards, got a damaged one; extract again"
         error = error.__cause__ or error.__context__
     return None
 
