@@ -33,7 +33,7 @@ def photos(tmp_path):
         (["tag", "--input", "nowhere", "--model", "m", "--output", "o"], "found nothing there: nowhere"),
         (["tag", "--input", "{photos}", "--model", "nowhere", "--output", "{photos}.out"], "expected a model bundle"),
         (["tag", "--input", "ftp://x/y", "--model", "m", "--output", "o"], "got scheme 'ftp'"),
-        (["tag", "--input", "{photos}", "--model", "m", "--output", "{photos}.out", "--run-date", "today"], "YYYY-MM-DD"),
+        (["tag", "--input", "{photos}", "--model", "m", "--output", "{photos}.out", "--run-date", "1 May"], "YYYY-MM"),
         ([*EXTRACT, "--backbone", "incepton_v3"], "inception_v3"),
         ([*EXTRACT, "--backbone", "vgg16", "--weights", "no.h5"], "no.h5"),
         ([*EXTRACT, "--split", "0.5", "0.6", "0.1"], "add up to 1"),
