@@ -59,7 +59,9 @@ def build_imagenet_application(name: str, image_size_px: int, *, include_top: bo
         with contextlib.redirect_stdout(sys.stderr), _quiet_keras():
             return build_application(name, image_size_px, weights="imagenet", include_top=include_top)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise ValueError(f"cannot download the imagenet weights of {name} ({first_line(error)}): {_INSTEAD}") from error
+        raise ValueError(
+            f"expected the imagenet weights of {name}, cannot download them ({first_line(error)}): {_INSTEAD}"
+        ) from error
     except OSError as error:
         raise ValueError(
             f"cannot read the imagenet weights of {name} ({first_line(error)}): remove them from {cache} and try again"
@@ -68,7 +70,9 @@ def build_imagenet_application(name: str, image_size_px: int, *, include_top: bo
         # keras.utils.get_file turns every network error into a bare Exception with this message.
         if not str(error).startswith("URL fetch failure"):
             raise
-        raise ValueError(f"cannot download the imagenet weights of {name} ({first_line(error)}): {_INSTEAD}") from error
+        raise ValueError(
+            f"expected the imagenet weights of {name}, cannot download them ({first_line(error)}): {_INSTEAD}"
+        ) from error
     finally:
         socket.setdefaulttimeout(timeout_s)
 

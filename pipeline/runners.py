@@ -264,6 +264,8 @@ def find_disk_error(error: BaseException | None) -> str | None:
         for number in _DISK_ERRORS:
             if f"[Errno {number}] {os.strerror(number)}" in str(error):
                 return f"{os.strerror(number)}, in a worker"
+            if type(error).__module__.startswith("tensorflow.") and os.strerror(number) in str(error):
+                return f"{os.strerror(number)}, while TensorFlow was reading or writing"
         if "DataLossError" in f"{type(error).__name__}: {error}":
             return "expected whole TFRecord shards, got a damaged one; extract again"
         error = error.__cause__ or error.__context__

@@ -94,6 +94,8 @@ def _note_figures(record: outcome.RunRecord, trained: TrainedHead) -> None:
     figures = {split: dict(values) for split, values in trained.figures.items()}
     record.note(figures=figures, best_epoch=trained.best_epoch, temperature=trained.temperature)
     record.note(resumed_epochs=trained.resumed_epochs)
+    if trained.resumed_epochs:
+        say(f"went on after epoch {trained.resumed_epochs} of a training that was interrupted")
     _print_figures(trained)
 
 

@@ -118,7 +118,9 @@ def test_without_network_the_error_says_what_to_pass_instead(empty_cache, monkey
         raise failure
 
     monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", fail)
-    with pytest.raises(ValueError, match="cannot download the imagenet weights of mobilenet_v2") as caught:
+    with pytest.raises(
+        ValueError, match="expected the imagenet weights of mobilenet_v2, cannot download them"
+    ) as caught:
         weights.build_imagenet_application("mobilenet_v2", 96)
     assert "pass --weights FILE" in str(caught.value)
     assert "\n" not in str(caught.value)
