@@ -11,23 +11,23 @@ from setuptools import setup
 HERE = pathlib.Path(__file__).parent
 VERSION = (HERE / "bulktag" / "VERSION").read_text(encoding="utf-8").strip()
 
-# Lower bounds are the oldest versions the test suite was run with; requirements.lock pins what CI and workers use.
+# Lower bounds are the oldest versions that the tests were run with, which today are those of requirements.lock.
 REQUIREMENTS = [
     "apache-beam>=2.77.0,<3",
-    "h5py>=3.14",
-    "joblib>=1.5",
-    "keras>=3.13",
-    "numpy>=2.1",
-    "pillow>=12.1",
-    "pyarrow>=21",
-    "pyyaml>=6.0.2",
-    "requests>=2.32.5",
-    "rich>=14.2",
-    "scikit-learn>=1.8",
-    "scipy>=1.16",
-    "psutil>=7.1",
+    "h5py>=3.14.0",
+    "joblib>=1.6.0",
+    "keras>=3.15.1",
+    "numpy>=2.4.6",
+    "pillow>=12.3.0",
+    "pyarrow>=25.0.1",
+    "pyyaml>=6.0.3",
+    "requests>=2.34.2",
+    "rich>=15.0.0",
+    "scikit-learn>=1.9.1",
+    "scipy>=1.17.1",
+    "psutil>=7.2.2",
     "jinja2>=3.1.6",
-    "matplotlib>=3.10.7",
+    "matplotlib>=3.11.2",
 ]
 # One TensorFlow, two forms: the CPU build brings no CUDA. It exists for Linux and Windows on x86-64; elsewhere the
 # plain package is the CPU build.
@@ -36,18 +36,18 @@ CPU = [
     "tensorflow>=2.21.0,<2.22; platform_machine != 'x86_64' and platform_machine != 'AMD64'",
 ]
 GPU = ["tensorflow[and-cuda]>=2.21.0,<2.22"]
-GCP = ["apache-beam[gcp]>=2.77.0,<3", "google-cloud-storage>=3.4"]
-TENSORBOARD = ["tensorboard>=2.20"]
-QUERY = ["duckdb>=1.4"]
+GCP = ["apache-beam[gcp]>=2.77.0,<3", "google-cloud-storage>=3.17.1"]
+TENSORBOARD = ["tensorboard>=2.21.0"]
+QUERY = ["duckdb>=2.0.0"]
 DEV = [
     *QUERY,
     *TENSORBOARD,
-    "hypothesis>=6.140",
-    "pandas>=2.3",
-    "polars>=1.34",
-    "pytest>=8.4",
-    "pytest-timeout>=2.4",
-    "ruff>=0.14",
+    "hypothesis>=6.170.15",
+    "pandas>=3.1.1",
+    "polars>=2.1.0",
+    "pytest>=9.2.0",
+    "pytest-timeout>=2.4.0",
+    "ruff>=0.17.6",
 ]
 
 setup(

@@ -98,8 +98,7 @@ def printable(text: str) -> str:
 
 def print_table(columns: tuple[str, ...], rows: list[tuple], title: str = "") -> None:
     """A small table on standard output; numbers are right-aligned."""
-    heading = Text(printable(title)) if title else None
-    table = Table(title=heading, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(columns):
         is_number = bool(rows) and isinstance(rows[0][i], int | float)
         table.add_column(Text(printable(name)), justify="right" if is_number else "left", overflow="fold")
@@ -107,6 +106,8 @@ def print_table(columns: tuple[str, ...], rows: list[tuple], title: str = "") ->
         table.add_row(*map(_cell_text, row))
     # What another program reads is never folded.
     console = OUT if OUT.is_terminal else Console(file=OUT.file, highlight=False, width=WIDTH_OF_FILES)
+    if title:  # a title of the table itself would be folded to its width
+        console.print(Text(printable(title), "italic"), soft_wrap=True)
     console.print(table)
 
 

@@ -9,9 +9,15 @@ import warnings
 
 
 def quiet_environment() -> None:
-    """Settings that native libraries read when they are loaded; call before anything imports them."""
+    """Settings that libraries look at when they are loaded; call before anything imports them."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    logging.getLogger().addFilter(_is_worth_saying)
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Not what Beam 2.77 says on the root logger where an extra of its own that no job needs is missing."""
+    return not str(record.msg).startswith(("Resource module is not available", "apitools not found"))
 
 
 def import_tensorflow() -> None:
@@ -38,8 +44,6 @@ def import_tensorflow() -> None:
             sys.stderr.write(held.read().decode(errors="replace"))
             raise
         os.dup2(saved, 2)
-    # Beam 2.77 says on the root logger that it cannot measure memory where one of its extras is missing.
-    logging.getLogger().addFilter(lambda record: "Resource module is not available" not in str(record.msg))
     for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Beam logs an error and raises it as well: the launcher says what is raised, once.

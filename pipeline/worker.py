@@ -6,8 +6,6 @@ import sys
 import threading
 import time
 
-from apache_beam.runners.worker import sdk_worker_main
-
 from bulktag.pipeline.quiet import import_tensorflow
 
 LOOK_EVERY_S = 1.0
@@ -26,6 +24,8 @@ def main(launcher: int) -> None:
     # Ctrl-C reaches every process of the terminal; the launcher hears it and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import_tensorflow()
+    from apache_beam.runners.worker import sdk_worker_main
+
     stderr = sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         # Beam prints what a bundle raised and sends it to the launcher as well, which says it once.

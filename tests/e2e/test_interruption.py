@@ -41,10 +41,6 @@ def wait_for_staging(output: pathlib.Path, timeout_s: float = 60) -> None:
         time.sleep(0.05)
 
 
-def worker_processes() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if "bulktag.pipeline.worker" in (p.info["cmdline"] or [])]
-
-
 def count_rows(output) -> int:
     return pyarrow.dataset.dataset(f"{output}/tags", partitioning="hive").count_rows()
 
@@ -67,16 +63,15 @@ def test_a_signal_leaves_no_half_output_and_no_process(
     process = start("tag", "--input", many_images, "--model", bundle_dir, "--output", output, "--workers", workers)
     wait_for_staging(output)
     time.sleep(delay_s)
+    children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signum)
     returncode, err = finish(process)
     assert returncode == code, err
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1] == "interrupted: nothing was published"
     assert not output.exists() or list(output.iterdir()) == []
-    deadline = time.monotonic() + 10
-    while worker_processes() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert worker_processes() == []
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
 
 
 @pytest.mark.slow

@@ -1,0 +1,158 @@
+"""Where jobs run: Beam's options, worker processes, what went wrong in one line."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import apache_beam as beam
+import psutil
+import pytest
+import tensorflow as tf
+from apache_beam.options.pipeline_options import PortableOptions, StandardOptions, WorkerOptions
+
+from bulktag.pipeline import runners
+from bulktag.pipeline.console import ProgressDisplay
+from bulktag.pipeline.runners import JobFailed, check_beam_options, choose_runner, find_disk_error, run_pipeline
+
+
+def test_without_a_runner_the_job_runs_here():
+    choice = choose_runner((), 2)
+    assert (choice.name, choice.is_local, choice.workers) == ("local", True, 2)
+
+
+@pytest.mark.parametrize("flags", [("--runner", "FlinkRunner"), ("--runner=FlinkRunner",), ("--runner=flinkrunner",)])
+def test_beams_own_options_reach_beam(flags):
+    choice = choose_runner((*flags, "--flink_master", "host:8081", "--environment_type=LOOPBACK", "--num_workers=3"), 1)
+    assert not choice.is_local
+    assert choice.options.view_as(StandardOptions).runner == flags[-1].split("=")[-1]
+    assert choice.options.view_as(PortableOptions).environment_type == "LOOPBACK"
+    assert choice.options.view_as(WorkerOptions).num_workers == 3
+    assert "host:8081" in str(choice.options.get_all_options())
+
+
+@pytest.mark.parametrize("name", ["DirectRunner", "directrunner", "FnApiRunner"])
+def test_beams_in_process_runners_are_local(name):
+    assert choose_runner(("--runner", name), 1).is_local
+
+
+@pytest.mark.parametrize(
+    ("flags", "workers", "message"),
+    [
+        (("--runer", "FlinkRunner"), 1, "expected a known option, got --runer (did you mean --runner?)"),
+        (("--flink_mastr=x",), 1, "expected a known option, got --flink_mastr (did you mean --flink_master?)"),
+        (("--runner", "NoSuchRunner"), 1, "expected a runner that Beam can load, got 'NoSuchRunner'"),
+        (("--runner", "no.such.Runner"), 1, "expected a runner that Beam can load, got 'no.such.Runner'"),
+        (("--runner",), 1, "expected Beam options that Beam accepts, got: argument --runner: expected one argument"),
+        (("--num_workers", "many"), 1, "invalid int value: 'many'"),
+        (("--runner", "FlinkRunner"), 2, "expected workers only for the local runner, got workers 2 and a --runner"),
+        (("more.jpg",), 1, "expected a known option, got more.jpg"),
+    ],
+)
+def test_a_mistake_in_beams_options_is_named(flags, workers, message):
+    with pytest.raises(ValueError, match="expected") as caught:
+        choose_runner(flags, workers)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_our_own_flags_are_suggested_too():
+    with pytest.raises(ValueError, match="did you mean --top-k"):
+        check_beam_options(("--topk",), also=["--top-k"])
+
+
+def _count_three(pipeline, progress_dir):
+    def count(item):
+        beam.metrics.Metrics.counter("read", "done").inc()
+        return item
+
+    pipeline | beam.Create([1, 2, 3]) | beam.Map(count)
+
+
+def test_counters_come_back_by_name():
+    assert run_pipeline(choose_runner((), 1), _count_three, ProgressDisplay("job"))["read/done"] == 3
+
+
+def test_what_a_job_raises_is_raised():
+    def build(pipeline, progress_dir):
+        raise LookupError("of the job")
+
+    with pytest.raises(LookupError, match="of the job"):
+        run_pipeline(choose_runner((), 1), build, ProgressDisplay("job"))
+
+
+def _caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+FULL, CLOSED = "No space left on device", "Permission denied"
+DAMAGED = "expected whole TFRecord shards, got a damaged one; extract again"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, FULL, "/x"), f"{FULL}: /x"),
+        (_caused(RuntimeError("job"), PermissionError(errno.EACCES, CLOSED, "/x")), f"{CLOSED}: /x"),
+        (RuntimeError(f"... OSError: [Errno 28] {FULL} [while"), f"{FULL}, in a worker"),
+        (
+            tf.errors.ResourceExhaustedError(None, None, f"/x; {FULL}"),
+            f"{FULL}, while TensorFlow was reading or writing",
+        ),
+        (tf.errors.ResourceExhaustedError(None, None, "out of memory"), None),
+        (RuntimeError("DataLossError: truncated record"), DAMAGED),
+        (tf.errors.DataLossError(None, None, "truncated record"), DAMAGED),
+        (RuntimeError("index out of range"), None),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"), None),
+    ],
+)
+def test_disks_that_are_full_or_closed_are_told_from_bugs(error, line):
+    assert find_disk_error(error) == line
+
+
+def _start_fake_worker() -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", runners.WORKER_MODULE])
+
+
+def test_a_worker_that_dies_ends_the_job_after_a_while(monkeypatch):
+    monkeypatch.setattr(runners, "WORKER_GRACE_S", 0.2)
+    watch = runners._WorkerWatch(2)
+    workers = [_start_fake_worker(), _start_fake_worker()]
+    try:
+        watch.check()
+        workers[0].kill()
+        workers[0].wait()
+        watch.check()  # perhaps the job is just ending
+        time.sleep(0.3)
+        with pytest.raises(JobFailed, match="a worker process ended before its work was done"):
+            watch.check()
+        watch.end_all()
+        assert not psutil.pid_exists(workers[1].pid)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+def test_other_processes_of_the_launcher_are_left_alone():
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    runners._WorkerWatch(2).end_all()
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_a_worker_process_ends_with_its_launcher():
+    program = (
+        "import subprocess, sys\n"
+        f"command = [sys.executable, '-m', {runners.WORKER_MODULE!r}, str(__import__('os').getpid())]\n"
+        "print(subprocess.Popen(command).pid, flush=True)"
+    )
+    started = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    worker = int(started.stdout)
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(worker), os.kill(worker, signal.SIGKILL)
