@@ -25,8 +25,19 @@ def many_images(demo_images, tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+def hear_interrupts() -> None:
+    """A shell without a terminal starts what it runs in the background with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments) -> subprocess.Popen:
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,
+    )
 
 
 def finish(process) -> tuple[int, str]:
