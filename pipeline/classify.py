@@ -10,9 +10,9 @@ import urllib3
 from bulktag.model.engine import Engine, describe_device
 from bulktag.model.image import DEFAULT_RESIZE, BadImage, ImageLimits, load_image
 from bulktag.model.tags import rank_tags
-from bulktag.pipeline.config import ClassifyConfig
+from bulktag.pipeline.config import IMAGENET, ClassifyConfig
 from bulktag.pipeline.console import print_table, warn
-from bulktag.pipeline.network import resolve_bundle
+from bulktag.pipeline.network import find_bundle, open_bundle, resolve_bundle
 from bulktag.pipeline.runners import JobFailed
 from bulktag.transforms import files
 from bulktag.transforms.read import ReadError, read_image
@@ -33,7 +33,10 @@ def run_classify(config: ClassifyConfig) -> dict[str, list[tuple[str, float]]]:
     """
     describe_device(config.device)
     with tempfile.TemporaryDirectory(prefix="bulktag-model-") as folder:
-        bundle, _ = resolve_bundle(config, folder, DEFAULT_RESIZE)
+        if config.model == IMAGENET:
+            bundle, _ = resolve_bundle(config, folder, DEFAULT_RESIZE)
+        else:
+            bundle = open_bundle(find_bundle(config.model))  # read at once: no copy is needed
         engine = Engine(bundle.tagger_graph(), 1, config.device, outputs=("bottleneck", "scores"))
     limits = ImageLimits(config.max_bytes, config.max_pixels)
     results, num_bad = {}, 0

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -121,12 +122,42 @@ def check_examples(folder: str, bundle: Bundle) -> dict[str, int]:
     return num_images
 
 
+def pin_bundle(uri: str, folder: str) -> None:
+    """Keep a bundle for one run, under a name of its own.
+
+    A training may replace the model while a long run's workers are yet to read it: they would score with one model
+    and label with another.
+
+    Args:
+      uri: folder of the bundle.
+      folder: new folder that workers can read.
+    """
+    source = files.fetch_folder(uri)
+
+    def copy(path: str) -> None:
+        shutil.copytree(source, path, copy_function=_link_or_copy, ignore=_not_of_the_bundle, dirs_exist_ok=True)
+
+    files.write_folder(copy, folder)
+
+
+def _not_of_the_bundle(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith(".") or name == "failed"]
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Published files are replaced and never written to, so a second name for one costs nothing and stays as it is."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def resolve_bundle(config, folder: str, resize: str) -> tuple[Bundle, str]:
     """The model that a job's configuration names.
 
     Args:
       config: with `model`, and the network for `imagenet`.
-      folder: where a bundle is written if the model is not one yet; workers can read it.
+      folder: where the run's own copy is written; workers can read it.
       resize: for `imagenet`, how pictures are brought to the square.
     Returns:
       the bundle and its folder.
@@ -136,7 +167,8 @@ def resolve_bundle(config, folder: str, resize: str) -> tuple[Bundle, str]:
     if config.model != IMAGENET:
         uri = find_bundle(config.model)
         with working("loading the model"):
-            return open_bundle(uri), uri
+            pin_bundle(uri, folder)
+            return open_bundle(folder), folder
     weights = config.resolved_weights
     with working("building the network"), _weights_folder() as scratch, _as_mistakes():
         backbone, head, labels = build_imagenet_classifier(

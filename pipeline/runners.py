@@ -167,27 +167,34 @@ def run_pipeline(
 
         # A thread, so that this one can show progress and hear Ctrl-C; a daemon, so that Ctrl-C need not wait for it.
         thread = threading.Thread(target=work, name="bulktag-job", daemon=True)
-        watch = _WorkerWatch(choice.workers)
-        # The thread that waits for a worker process would print a traceback if that died; `watch` says it instead.
-        hook, threading.excepthook = threading.excepthook, _quiet_about_workers
-        thread.start()
         try:
-            while thread.is_alive():
-                thread.join(POLL_EVERY_S)
-                display.update(read_progress(folder))
-                watch.check()
+            _wait_for(thread, choice.workers, lambda: display.update(read_progress(folder)))
         except BaseException:
-            # Beam's other threads would each print that their worker is gone.
-            hook = _say_nothing
             if not choice.is_local and "result" in outcome:
                 _cancel(outcome["result"])
             raise
-        finally:
-            threading.excepthook = hook
-            watch.end_all()
     if "error" in outcome:
         raise outcome["error"]
     return outcome["counters"]
+
+
+def _wait_for(thread: threading.Thread, num_workers: int, show: Callable[[], None]) -> None:
+    """Run the job's thread to its end, look after its worker processes, and show how far it is."""
+    watch = _WorkerWatch(num_workers)
+    # The thread that waits for a worker process would print a traceback if that died; `watch` says it instead.
+    hook, threading.excepthook = threading.excepthook, _quiet_about_workers
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(POLL_EVERY_S)
+            show()
+            watch.check()
+    except BaseException:
+        hook = _say_nothing  # Beam's other threads would each print that their worker is gone
+        raise
+    finally:
+        threading.excepthook = hook
+        watch.end_all()
 
 
 def _say_nothing(_) -> None:

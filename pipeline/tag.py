@@ -39,13 +39,7 @@ def run_tag(config: TagConfig) -> dict:
     output = files.normalise(config.output)
     publish.check_output(output, "tag")
     sources = tuple(parse_source(text) for text in config.input)
-    from_examples = {source.kind == "examples" for source in sources}
-    if len(from_examples) > 1:
-        raise ValueError("expected images or folders that extract wrote, got both: run them one after the other")
-    if from_examples == {True} and len(sources) > 1:
-        raise ValueError(f"expected one folder that extract wrote, got {len(sources)}: an image may stand in several")
-    for source in sources:
-        check_source(source, label_columns("none"))
+    from_examples = _check_sources(sources)
     publish.check_apart(output, (source.uri for source in sources if source.kind == "folder"))
     runner = choose_runner(config.beam, config.workers)
     record = outcome.RunRecord("tag", publish.new_run_id(), config)
@@ -59,10 +53,10 @@ def run_tag(config: TagConfig) -> dict:
         say(f"model: {bundle.model_id}, {len(bundle.labels)} labels; device: {record.facts['device']}, "
             f"runner: {runner.name}")  # fmt: skip
         settings = _tag_settings(config, bundle, record.run_id)
-        expected = sum(check_examples(sources[0].uri, bundle).values()) if from_examples == {True} else None
+        expected = sum(check_examples(sources[0].uri, bundle).values()) if from_examples else None
 
         def build(pipeline: beam.Pipeline, progress_dir: str | None) -> None:
-            if from_examples == {True}:
+            if from_examples:
                 build_retag(pipeline, config, sources, bundle, model_dir, settings, made.work, progress_dir)
             else:
                 build_tag(pipeline, config, sources, bundle, model_dir, settings, made.work, progress_dir)
@@ -70,6 +64,18 @@ def run_tag(config: TagConfig) -> dict:
         with ProgressDisplay("tag") as display:
             record.note(counters=run_pipeline(runner, build, display))
         return _finish(record, made, settings, config, expected)
+
+
+def _check_sources(sources: tuple[Source, ...]) -> bool:
+    """Whether they are examples instead of images."""
+    from_examples = {source.kind == "examples" for source in sources}
+    if len(from_examples) > 1:
+        raise ValueError("expected images or folders that extract wrote, got both: run them one after the other")
+    if from_examples == {True} and len(sources) > 1:
+        raise ValueError(f"expected one folder that extract wrote, got {len(sources)}: an image may stand in several")
+    for source in sources:
+        check_source(source, label_columns("none"))
+    return from_examples == {True}
 
 
 def _run_date(config: TagConfig, record: outcome.RunRecord) -> str:

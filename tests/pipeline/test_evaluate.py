@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -53,3 +54,27 @@ def test_labels_that_the_model_does_not_know_are_left_out_and_counted(demo_image
     run_extract(ExtractConfig(output=str(tmp_path / "ex"), labels="none", **extract))
     with pytest.raises(JobFailed, match="no image of split test has a label of the model"):
         evaluate(tmp_path / "ex", bundle_dir, tmp_path / "out2")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:500]), "expected a whole TFRecord shard, got a damaged one"),
+        (lambda path: path.write_bytes(b"not gzip"), "expected a whole TFRecord shard, got a damaged one"),
+        (lambda path: path.unlink(), "expected 53 images, as examples.json says, got 0"),
+    ],
+)
+def test_shards_that_are_damaged_or_missing_are_named(examples_dir, bundle_dir, tmp_path, damage, message):
+    shutil.copytree(examples_dir, tmp_path / "examples")
+    for path in (tmp_path / "examples" / "test").iterdir():
+        damage(path)
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path / "examples", bundle_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_split_is_named(demo_images, bundle_dir, tmp_path):
+    photos, output = str(demo_images / "plus"), str(tmp_path / "ex")
+    run_extract(ExtractConfig(input=(photos,), output=output, backbone="builtin", split=(1, 0, 0)))
+    with pytest.raises(ValueError, match="expected images in split test, got none"):
+        evaluate(tmp_path / "ex", bundle_dir, tmp_path / "out")

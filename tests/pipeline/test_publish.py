@@ -1,13 +1,17 @@
 """Staging folders and publishing."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from bulktag.pipeline import publish
+from bulktag.pipeline.signals import Terminated, hear_stop_signals
+from bulktag.transforms import files
 
 RUN = {"job": "tag", "run_id": "r", "status": "succeeded"}
 
@@ -101,3 +105,100 @@ def test_an_empty_or_missing_or_own_folder_is_fine(tmp_path):
     publish.check_output(str(tmp_path / "own"), "tag")
     with pytest.raises(ValueError, match="got a file"):
         publish.check_output(str(tmp_path / "own" / "run.json"), "tag")
+
+
+@pytest.mark.parametrize(
+    ("output", "apart"),
+    [("photos", False), ("photos/tags", False), ("photos/../photos/x", False), ("link/x", False), ("photos2", True)],
+)
+def test_an_output_below_its_input_is_refused(tmp_path, output, apart):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    sources = [str(tmp_path / "photos")]
+    if apart:
+        publish.check_apart(str(tmp_path / output), sources)
+    else:
+        with pytest.raises(ValueError, match="expected an output outside of the input folder"):
+            publish.check_apart(str(tmp_path / output), sources)
+    publish.check_apart(str(tmp_path), sources)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("file", "got a file"), ("file/x/y", "got a file"), ("x" * 300, "got File name too long")]
+)
+def test_a_name_that_no_folder_can_have_is_refused_before_any_work(tmp_path, name, message):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match=message):
+        publish.check_output(str(tmp_path / name), "tag")
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, to whom nothing is forbidden
+    with pytest.raises(ValueError, match="expected a folder that may be written"):
+        publish.check_output(str(tmp_path / "new"), "tag")
+
+
+def test_a_run_that_dies_while_it_is_published_can_be_done_again(tmp_path):
+    out = tmp_path / "out"
+    publish_text(out, "a", "first")
+    program = f"""
+import os
+from bulktag.pipeline import publish
+swap, calls = publish._swap, []
+def dying(*arguments):
+    swap(*arguments)
+    calls.append(1)
+    if len(calls) == 2:  # after the table, before run.json
+        os._exit(9)
+publish._swap = dying
+with publish.staging({str(out)!r}, "b") as made:
+    os.makedirs(made.final + "/tags/run_date=2026-11-22")
+    open(made.final + "/tags/run_date=2026-11-22/part-0", "w").write("second")
+    publish.publish(made, ("tags/run_date=2026-11-22",), {{**{RUN!r}, "run_id": "b"}})
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
+    assert not (out / "_SUCCESS").exists()
+    assert json.loads((out / "run.json").read_text())["status"] == "publishing"
+    publish.check_output(str(out), "tag")
+    publish_text(out, "c", "third")
+    assert names(out) == ["_SUCCESS", "run.json", "tags/run_date=2026-11-22/part-0"]
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_ctrl_c_while_publishing_waits_for_its_end(tmp_path, monkeypatch, number, error):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+    hear_stop_signals()
+    swap = publish._swap
+
+    def interrupted(made, entry, target):
+        os.kill(os.getpid(), number)
+        swap(made, entry, target)
+
+    monkeypatch.setattr(publish, "_swap", interrupted)
+    try:
+        with pytest.raises(error) as caught:
+            publish_text(tmp_path / "out", "a", "first")
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGHUP, before[1])
+    assert caught.value.args == ("the run had been published",)
+    assert names(tmp_path / "out") == ["_SUCCESS", "run.json", "tags/run_date=2026-11-22/part-0"]
+
+
+def test_a_disk_that_is_full_by_then_leaves_the_last_run_as_it_was(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    publish_text(out, "a", "first")
+    write = files.write_bytes
+
+    def full(uri, data):
+        if uri.endswith("_SUCCESS"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), uri)
+        write(uri, data)
+
+    monkeypatch.setattr(files, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish_text(out, "b", "second")
+    assert (out / "_SUCCESS").read_text() == "a\n"
+    assert json.loads((out / "run.json").read_text())["run_id"] == "a"
+    assert (out / "tags/run_date=2026-11-22/part-0").read_text() == "first"

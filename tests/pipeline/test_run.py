@@ -2,6 +2,7 @@
 
 import pytest
 
+from bulktag.pipeline import cli
 from bulktag.pipeline.cli import run_command
 from bulktag.pipeline.run import describe_run, load_run
 
@@ -111,3 +112,43 @@ tag: {{input: "{demo_images}", model: "{tmp_path}/model", output: "{tmp_path}/ta
     assert run_command(["run", write(tmp_path, text)]) == 1
     assert "is below --min-accuracy 1" in capsys.readouterr().err
     assert not (tmp_path / "model" / "bundle.json").exists() and not (tmp_path / "tags").exists()
+
+
+def test_text_is_taken_as_it_was_typed(tmp_path):
+    text = GOOD.replace("model: model", "model: 007").replace("output: tags", "output: 2026-1-2")
+    tag = load_run(write(tmp_path, text + "  labels: 0x10\n"), ("tag.run_date=2026-11-22",)).stages[1][1]
+    assert (tag.model, tag.output, tag.run_date) == ("007", "2026-1-2", "2026-11-22")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace("top-k: 3", "top-k: 0"), "expected top_k above 0, got 0: {path}:6"),
+        (GOOD + "  split: [0.5, nan, 0.5]\n", "expected split to be a finite number, got nan: {path}:11"),
+        (GOOD.replace("top-k: 3", "top-k: !!python/name:os.system x"), "expected a plain value or a list, got"),
+        (GOOD.replace("input: photos", "input: {a: b}"), "expected a plain value or a list, got map: {path}:8"),
+        (GOOD.replace("  input: [new/]", "  input: [[new/]]"), "expected a list of plain values, got something else"),
+        (GOOD.replace("top-k: 3", "top-k: 3\n  top_k: 4"), "expected each key once, got 'top_k' again: {path}:7"),
+        (GOOD.replace("  model: model\n", ""), "tag: expected model, got none: {path}:2"),
+        (GOOD + "  beam: [--runer, FlinkRunner]\n", "did you mean --runner?): {path}:7"),
+        (GOOD.replace("output: examples", "output: {path}"), "expected a folder or a new name, got a file: {path}"),
+        ("tag:\n  model: a\x07\n", "expected YAML, got unacceptable character"),
+    ],
+)
+def test_every_stage_is_checked_before_the_first_one_runs(tmp_path, text, message):
+    path = str(tmp_path / "run.yaml")
+    write(tmp_path, text.replace("{path}", path))
+    with pytest.raises(ValueError, match="expected") as caught:
+        load_run(path)
+    assert message.replace("{path}", path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_interrupted_run_says_what_was_done_before(tmp_path, monkeypatch, capsys):
+    def stop_at_tag(job, config):
+        if job == "tag":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_stage", stop_at_tag)
+    assert run_command(["run", write(tmp_path, GOOD)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted: tag published nothing; done before: extract"

@@ -145,10 +145,14 @@ def test_other_processes_of_the_launcher_are_left_alone():
 
 
 def test_a_worker_process_ends_with_its_launcher():
+    working = (
+        "import sys, time; from bulktag.pipeline import worker\n"
+        "worker.sdk_worker_main.main = lambda _: time.sleep(100)\n"
+        "worker.main(int(sys.argv[1]))"
+    )
     program = (
-        "import subprocess, sys\n"
-        f"command = [sys.executable, '-m', {runners.WORKER_MODULE!r}, str(__import__('os').getpid())]\n"
-        "print(subprocess.Popen(command).pid, flush=True)"
+        "import os, subprocess, sys\n"
+        f"print(subprocess.Popen([sys.executable, '-c', {working!r}, str(os.getpid())]).pid, flush=True)"
     )
     started = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     worker = int(started.stdout)

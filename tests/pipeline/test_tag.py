@@ -157,3 +157,25 @@ def test_a_damaged_model_is_refused(demo_images, bundle_dir, tmp_path):
         file.write(b"x")
     with pytest.raises(ValueError, match=r"expected graphs/tagger\.pb as it was saved"):
         tag(demo_images, tmp_path / "model", tmp_path / "out")
+
+
+def test_a_missing_shard_is_no_success(examples_dir, bundle_dir, tmp_path):
+    shutil.copytree(examples_dir, tmp_path / "examples")
+    for path in (tmp_path / "examples" / "test").iterdir():
+        path.unlink()
+    with pytest.raises(JobFailed, match=r"expected 160 images, as examples.json says, got 107"):
+        tag(tmp_path / "examples", bundle_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_inside_the_input_is_refused(demo_images, bundle_dir):
+    with pytest.raises(ValueError, match="expected an output outside of the input folder"):
+        tag(demo_images, bundle_dir, demo_images / "circle" / "tags")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"schema_version": 1}', "{"])
+def test_a_bundle_json_that_is_damaged_is_refused(demo_images, bundle_dir, tmp_path, content):
+    shutil.copytree(bundle_dir, tmp_path / "model")
+    (tmp_path / "model" / "bundle.json").write_text(content)
+    with pytest.raises(ValueError, match="expected"):
+        tag(demo_images, tmp_path / "model", tmp_path / "out")

@@ -1,14 +1,17 @@
 """`bulktag train`: a bundle, or nothing."""
 
 import json
+import os
 
 import pytest
 
 from bulktag.model.bundle import load_bundle
 from bulktag.pipeline.config import ExtractConfig, TrainConfig
+from bulktag.pipeline.console import TrainingDisplay
 from bulktag.pipeline.extract import run_extract
 from bulktag.pipeline.runners import JobFailed
 from bulktag.pipeline.train import run_train
+from bulktag.pipeline.workspace import try_lock
 
 
 def train(examples, model, **settings):
@@ -68,3 +71,37 @@ def test_what_cannot_be_trained_on_is_refused(demo_images, tmp_path):
     with pytest.raises(ValueError, match=r"^expected "):
         train(tmp_path / "ex", tmp_path / "model")
     assert not (tmp_path / "model" / "bundle.json").exists()
+
+
+@pytest.mark.parametrize("option", ["log_dir", "checkpoint_dir"])
+def test_a_folder_that_is_a_file_is_refused_before_training(examples_dir, tmp_path, option):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="expected a folder or a new name, got a file"):
+        train(examples_dir, tmp_path / "model", **{option: str(tmp_path / "file")})
+
+
+def test_an_interrupted_training_goes_on_where_it_was(examples_dir, tmp_path, monkeypatch, capsys):
+    model = tmp_path / "model"
+    whole = train(examples_dir, tmp_path / "whole")
+
+    def interrupt(self, progress):
+        if progress.epoch == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingDisplay, "update", interrupt)
+        train(examples_dir, model)
+    assert [path.name for path in model.iterdir()] == [".checkpoints"]
+    run = train(examples_dir, model)
+    assert run["resumed_epochs"] >= 3 and f"went on after epoch {run['resumed_epochs']}" in capsys.readouterr().err
+    assert run["model_id"] == whole["model_id"]
+    assert not (model / ".checkpoints").exists()
+
+
+def test_two_trainings_at_once_do_not_share_checkpoints(examples_dir, tmp_path, capsys):
+    (tmp_path / "model" / ".checkpoints").mkdir(parents=True)
+    lock = try_lock(str(tmp_path / "model" / ".checkpoints"))
+    train(examples_dir, tmp_path / "model", epochs=1)
+    os.close(lock)
+    assert "another training writes its checkpoints there" in capsys.readouterr().err
+    assert (tmp_path / "model" / "_SUCCESS").exists()
