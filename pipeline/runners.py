@@ -26,6 +26,10 @@ POLL_EVERY_S = 0.2
 WORKER_MODULE = "bulktag.pipeline.worker"
 # At the end of a job its workers end a moment before it does.
 WORKER_GRACE_S = 10.0
+WORKER_DIED = (
+    "a worker process ended before its work was done, perhaps for lack of memory: fewer --workers or a smaller "
+    "--batch-size need less"
+)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
@@ -174,6 +178,8 @@ def run_pipeline(
                 _cancel(outcome["result"])
             raise
     if "error" in outcome:
+        if "Channel closed prematurely" in str(outcome["error"]):  # Beam, to whom a worker was talking as it died
+            raise JobFailed(WORKER_DIED) from outcome["error"]
         raise outcome["error"]
     return outcome["counters"]
 
@@ -181,7 +187,7 @@ def run_pipeline(
 def _wait_for(thread: threading.Thread, num_workers: int, show: Callable[[], None]) -> None:
     """Run the job's thread to its end, look after its worker processes, and show how far it is."""
     watch = _WorkerWatch(num_workers)
-    # The thread that waits for a worker process would print a traceback if that died; `watch` says it instead.
+    # Threads that talk to a worker process would each print a traceback if that died; `watch` says it instead.
     hook, threading.excepthook = threading.excepthook, _quiet_about_workers
     thread.start()
     try:
@@ -201,8 +207,12 @@ def _say_nothing(_) -> None:
     """For threads that fail because their job is being ended."""
 
 
+# The names that Beam 2.77 gives to the launcher's threads that talk to one worker process.
+_WORKER_THREADS = ("run_worker", "beam_control_read", "read_grpc_client_inputs")
+
+
 def _quiet_about_workers(failure: threading.ExceptHookArgs) -> None:
-    if failure.thread is None or failure.thread.name != "run_worker":
+    if failure.thread is None or failure.thread.name not in _WORKER_THREADS:
         threading.__excepthook__(failure)
 
 
@@ -246,8 +256,7 @@ class _WorkerWatch:
         now = time.monotonic()
         self._missed_since = self._missed_since or now
         if now - self._missed_since > WORKER_GRACE_S:
-            raise JobFailed("a worker process ended before its work was done, perhaps for lack of memory: fewer "
-                            "--workers or a smaller --batch-size need less")  # fmt: skip
+            raise JobFailed(WORKER_DIED)
 
     def end_all(self) -> None:
         """End those that are still there."""

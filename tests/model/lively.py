@@ -25,7 +25,14 @@ def enliven(model, name, seed=0):
 
 
 def assert_agree(actual, expected):
-    """Compare arrays to a thousandth of the largest value, which must not be next to nothing."""
+    """Compare rows of results that must not be next to nothing.
+
+    Drawn weights amplify rounding: the largest difference of EfficientNet-B0 was 0.002 of its largest value on one
+    processor and 0.006 on another, its cosine 0.999998. A wrong pixel scaling or layer changes both much more.
+    """
+    actual, expected = np.asarray(actual), np.asarray(expected)
     largest = np.abs(expected).max()
     assert largest > 1e-4
-    np.testing.assert_allclose(actual / largest, np.asarray(expected) / largest, atol=1e-3)
+    np.testing.assert_allclose(actual / largest, expected / largest, atol=0.02)
+    lengths = np.linalg.norm(actual, axis=1) * np.linalg.norm(expected, axis=1)
+    np.testing.assert_allclose((actual * expected).sum(axis=1) / lengths, 1.0, atol=1e-3)

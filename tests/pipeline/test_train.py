@@ -80,6 +80,7 @@ def test_a_folder_that_is_a_file_is_refused_before_training(examples_dir, tmp_pa
         train(examples_dir, tmp_path / "model", **{option: str(tmp_path / "file")})
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_where_it_was(examples_dir, tmp_path, monkeypatch, capsys):
     model = tmp_path / "model"
     whole = train(examples_dir, tmp_path / "whole")
@@ -98,6 +99,7 @@ def test_an_interrupted_training_goes_on_where_it_was(examples_dir, tmp_path, mo
     assert not (model / ".checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_two_trainings_at_once_do_not_share_checkpoints(examples_dir, tmp_path, capsys):
     (tmp_path / "model" / ".checkpoints").mkdir(parents=True)
     lock = try_lock(str(tmp_path / "model" / ".checkpoints"))
