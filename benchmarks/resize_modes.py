@@ -19,7 +19,7 @@ from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bulktag.model.engine import Engine
+from bulktag.model.tensorflow_engine import TensorFlowEngine
 from bulktag.model.image import RESIZE_MODES, ImageLimits, load_image
 from bulktag.model.imagenet import build_imagenet_classifier
 from bulktag.pipeline.console import print_table
@@ -50,7 +50,7 @@ def main() -> None:
     paths = sorted(path for path in arguments.images.glob("*/*") if path.suffix.lower() == ".jpg")
     truth_N = np.array([path.parent.name for path in paths])
     backbone, head, labels = build_imagenet_classifier(arguments.backbone, arguments.weights)
-    engine = Engine(backbone.graph_def, BATCH)
+    engine = TensorFlowEngine(backbone.graph_def, BATCH)
     rows = []
     for resize in RESIZE_MODES:
         features_ND = bottlenecks(engine, paths, backbone.spec.image_size_px, resize)

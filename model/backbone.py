@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from bulktag.model import applications
 from bulktag.model import weights as weight_files
+from bulktag.model.folding import fold_graph
 from bulktag.model.frozen import adapt_graph, load_graph_def
 from bulktag.model.graphs import GraphDef, freeze
 
@@ -117,15 +118,20 @@ def build_backbone(
     if image_size_px is not None and image_size_px < 1:
         raise ValueError(f"expected an image size of at least 1 px, got {image_size_px}")
     if is_graph_file(weights):
-        return _build_from_graph(name, weights, image_size_px, graph_input, graph_bottleneck)
+        return fold_backbone(_build_from_graph(name, weights, image_size_px, graph_input, graph_bottleneck))
     if graph_input or graph_bottleneck:
         raise ValueError(f"expected a frozen graph (.pb) for tensor names, got weights={weights!r}")
     if name == PIXELS:
         return _build_pixels(weights, image_size_px or _PIXELS_SIZE_PX)
     if name == BUILTIN or weights == BUILTIN:
-        return _build_builtin(name, weights, image_size_px)
+        return fold_backbone(_build_builtin(name, weights, image_size_px))
     applications.check_application(name, (BUILTIN, PIXELS))
-    return _build_application(name, weights, image_size_px)
+    return fold_backbone(_build_application(name, weights, image_size_px))
+
+
+def fold_backbone(backbone: Backbone) -> Backbone:
+    """The same network in fewer operations, see `fold_graph`."""
+    return dataclasses.replace(backbone, graph_def=fold_graph(backbone.graph_def, "bottleneck"))
 
 
 def is_graph_file(weights: str) -> bool:

@@ -3,9 +3,8 @@
     bundle.json        labels, thresholds, temperature, network, figures, versions, digest of every other file
     head.keras         the head as a plain Keras model: float32[B, D] -> float32[B, L]
     saved_model/       tf.saved_model: encoded images -> scores, and bottlenecks -> scores
-    graphs/tagger.pb   frozen graph, uint8[B, S, S, 3] -> bottlenecks and scores: what workers load
-    graphs/head.pb     frozen graph, float32[B, D] -> scores
-    backbone/          the network alone, as `extract` wrote it
+    backbone/          the network as a frozen graph, uint8[B, S, S, 3] -> bottlenecks, as `extract` wrote it
+    graphs/head.pb     the head as a frozen graph, float32[B, D] -> scores; workers load this and the network
 
 Array suffixes: B images, S side of the network's square, D bottleneck width, L labels.
 """
@@ -29,7 +28,7 @@ from bulktag.model.serving import load_images_in_graph
 
 BUNDLE_FILE = "bundle.json"
 SCHEMA_VERSION = 1
-_TAGGER, _HEAD = "graphs/tagger.pb", "graphs/head.pb"
+_HEAD = "graphs/head.pb"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +55,13 @@ class Bundle:
     backbone: BackboneSpec
     info: dict[str, Any]
 
-    def tagger_graph(self) -> GraphDef:
-        """Frozen graph from "pixels" uint8[B, S, S, 3] to "bottleneck" float32[B, D] and "scores" float32[B, L]."""
-        return _read_graph(pathlib.Path(self.folder, _TAGGER))
-
     def head_graph(self) -> GraphDef:
         """Frozen graph from "bottleneck" float32[B, D] to "scores" float32[B, L]."""
-        return _read_graph(pathlib.Path(self.folder, _HEAD))
+        return GraphDef.FromString(pathlib.Path(self.folder, _HEAD).read_bytes())
 
-
-def _read_graph(path: pathlib.Path) -> GraphDef:
-    graph_def = GraphDef()
-    graph_def.ParseFromString(path.read_bytes())
-    return graph_def
+    def backbone_graph(self) -> GraphDef:
+        """Frozen graph from "pixels" uint8[B, S, S, 3] to "bottleneck" float32[B, D]."""
+        return load_bundle_backbone(self).graph_def
 
 
 def save_bundle(
@@ -115,7 +108,6 @@ def save_bundle(
     head_graph = freeze(head, tf.TensorSpec([None, backbone.spec.width], tf.float32, "bottleneck"), "scores")
     tagger = chain(backbone.graph_def, head_graph, ("pixels", "bottleneck", "scores"))
     (root / _HEAD).write_bytes(head_graph.SerializeToString(deterministic=True))
-    (root / _TAGGER).write_bytes(tagger.SerializeToString(deterministic=True))
     _save_serving(str(root / "saved_model"), tagger, head_graph, backbone.spec, resize, labels)
     thresholds = thresholds or [0.0] * len(labels)
     identity = {

@@ -1,132 +1,152 @@
-"""Runs a frozen graph on this machine's hardware: one fixed batch size, one session, float32.
+"""Which engine runs a network on this machine, in which precision, and how a whole tagger is put together.
 
-A session of the TensorFlow 1 kind, because it starts in half the time of a wrapped function (Inception-v3 on two
-cores: 6 against 13 s to the first batch, as fast afterwards) and because each one has its own device and options.
+Measured on two cores of an AMD Zen 5 with AVX512-BF16, images/s of the engine alone, batch 32: Inception-v3 in
+TensorFlow 35 in fp32 and 70 in bf16, in OpenVINO 37 and 73; MobileNetV2 324 and 547, 362 and 663. `make bench` prints
+them for any other machine.
 
-Array suffixes: B the fixed batch, n images given (n <= B), the rest as the graph has it.
+Array suffixes: n images, S side of the network's square, C channels, D bottleneck width, L labels.
 """
 
-import joblib
+import dataclasses
+
 import numpy as np
-import tensorflow as tf
 
-DEVICES = ("auto", "cpu", "gpu")
+from bulktag.model import openvino_engine
+from bulktag.model.fixed_batch import FixedBatchEngine
+from bulktag.model.graphs import GraphDef
+from bulktag.model.hardware import bf16_instructions, describe_device
+from bulktag.model.openvino_engine import OpenVinoEngine, UnsupportedGraph
+from bulktag.model.tensorflow_engine import TensorFlowEngine
+
+ENGINES = ("auto", "tensorflow", "openvino")
+# What reduced precision speeds up.
+_MULTIPLYING = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "BatchMatMulV2", "Einsum")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
-def _gpu_name() -> str | None:
-    gpus = tf.config.list_physical_devices("GPU")
-    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "unnamed") if gpus else None
+@dataclasses.dataclass(frozen=True)
+class EngineSettings:
+    """How a network is executed in a worker.
+
+    Attributes:
+      batch_size: the engine's fixed batch; shorter batches are padded to it.
+      device: "auto", "cpu" or "gpu"; "gpu" fails where there is none.
+      engine: one of ENGINES; "auto" takes OpenVINO on a CPU where it is installed, because it was faster there on
+        every network and precision measured, else TensorFlow.
+      precision: one of PRECISIONS; "auto" takes fp16 on a GPU, bf16 on a CPU with instructions for it, else fp32.
+      quantised: for int8, the `.xml` file that `bulktag.model.quantise` wrote.
+    """
+
+    batch_size: int = 32
+    device: str = "auto"
+    engine: str = "auto"
+    precision: str = "auto"
+    quantised: str = ""
 
 
-def describe_device(device: str = "auto") -> str:
-    """What a choice of device means on this machine: "CPU", or "GPU: " with its name.
+@dataclasses.dataclass(frozen=True)
+class EngineChoice:
+    """What settings mean on this machine: an engine and a precision, neither of them "auto"."""
+
+    engine: str
+    precision: str
+    device: str  # as `describe_device` says it
+
+    def __str__(self) -> str:
+        return f"{self.engine}, {self.precision}, {self.device}"
+
+
+def choose_engine(settings: EngineSettings) -> EngineChoice:
+    """The engine and precision that settings mean on this machine.
+
+    Raises:
+      ValueError: an unknown word, an engine that is not installed, or a precision that engine or machine lack.
+    """
+    for name, words in (("engine", ENGINES), ("precision", PRECISIONS)):
+        if getattr(settings, name) not in words:
+            raise ValueError(f"expected {name} {', '.join(words)}, got {getattr(settings, name)!r}")
+    asks_openvino = settings.engine == "openvino" or (settings.engine == "auto" and settings.precision == "int8")
+    device = "CPU" if asks_openvino and settings.device == "auto" else describe_device(settings.device)
+    if asks_openvino and device != "CPU":
+        raise ValueError(f"expected device cpu for engine openvino, got device {settings.device!r}")
+    if asks_openvino and not openvino_engine.is_installed():
+        raise ValueError("expected OpenVINO for this engine or precision, found none: pip install 'bulktag[openvino]'")
+    engine = settings.engine
+    if engine == "auto":
+        engine = "openvino" if device == "CPU" and openvino_engine.is_installed() else "tensorflow"
+    choice = EngineChoice(engine, _choose_precision(settings.precision, device), device)
+    _check_precision(choice)
+    return choice
+
+
+def _choose_precision(precision: str, device: str) -> str:
+    if precision != "auto":
+        return precision
+    if device != "CPU":
+        return "fp16"
+    return "bf16" if bf16_instructions() else "fp32"
+
+
+def _check_precision(choice: EngineChoice) -> None:
+    on_gpu = choice.device != "CPU"
+    possible = {"fp32", "fp16"} if on_gpu else {"fp32", "bf16"}
+    if choice.engine == "openvino":
+        possible.add("int8")
+    if choice.precision not in possible:
+        raise ValueError(
+            f"expected precision {' or '.join(sorted(possible))} for {choice.engine} on {choice.device}, "
+            f"got {choice.precision!r}"
+        )
+    if choice.precision == "bf16" and not bf16_instructions():
+        raise ValueError("expected a processor with AVX512-BF16 or AMX for precision bf16, this one has neither")
+
+
+def build_backbone_engine(graph_def: GraphDef, settings: EngineSettings) -> FixedBatchEngine:
+    """A network ready to run: uint8[n, S, S, 3] -> bottlenecks float32[n, D].
 
     Args:
-      device: "auto" takes a GPU where there is one.
+      graph_def: `Backbone.graph_def`.
+      settings: how; where "auto" chose OpenVINO and it cannot run this graph, TensorFlow does.
     Raises:
-      ValueError: another word, or "gpu" where TensorFlow finds none.
+      ValueError: see `choose_engine`; or the engine asked for cannot run this graph.
     """
-    if device not in DEVICES:
-        raise ValueError(f"expected device auto, cpu or gpu, got {device!r}")
-    gpu_name = None if device == "cpu" else _gpu_name()
-    if device == "gpu" and gpu_name is None:
-        raise ValueError("expected a GPU that TensorFlow can use, found none: device='gpu'")
-    return f"GPU: {gpu_name}" if gpu_name else "CPU"
+    choice = choose_engine(settings)
+    if not any(node.op in _MULTIPLYING for node in graph_def.node):  # nothing to gain, digits to lose
+        return TensorFlowEngine(graph_def, settings.batch_size, settings.device)
+    if choice.engine == "openvino":
+        model = settings.quantised if choice.precision == "int8" else graph_def
+        try:
+            return OpenVinoEngine(model, settings.batch_size, precision=choice.precision)
+        except UnsupportedGraph:
+            if settings.engine != "auto" or choice.precision == "int8":
+                raise
+    return TensorFlowEngine(graph_def, settings.batch_size, settings.device, precision=choice.precision)
 
 
-def choose_training_device(device: str = "auto") -> str:
-    """Have Keras in this process use a device; returns what `describe_device` says of it.
+def build_head_engine(graph_def: GraphDef, settings: EngineSettings) -> FixedBatchEngine:
+    """A head ready to run, always in fp32: bottlenecks float32[n, D] -> scores float32[n, L].
 
-    Raises:
-      ValueError: see `describe_device`.
+    A head is a hundredth of a network's work, and so an image has the same scores whether its bottleneck was computed
+    a moment ago or was stored.
     """
-    described = describe_device(device)
-    if device == "cpu" and tf.config.list_physical_devices("GPU"):
-        tf.config.set_visible_devices([], "GPU")
-    return described
+    return TensorFlowEngine(
+        graph_def, settings.batch_size, settings.device, inputs=("bottleneck",), outputs=("scores",)
+    )
 
 
-class Engine:
-    """A frozen graph, ready to run.
+class Tagger:
+    """A network and a head: pixels -> bottlenecks and scores."""
 
-    Args:
-      graph_def: without variables; its input is a placeholder with an open first axis.
-      batch_size: B; every call computes exactly B rows, so nothing is traced or planned a second time.
-      device: "auto", "cpu" or "gpu".
-      inputs: name of the input tensor, as a tuple of one.
-      outputs: names of the tensors to compute.
-      num_threads: CPU threads for one operation; None: one for each core this process may use, container limits
-        included. TensorFlow shares its threads: the first engine of a process decides.
-    Raises:
-      ValueError: no such device, or the graph lacks one of the names.
-    """
+    def __init__(self, backbone_graph: GraphDef, head_graph: GraphDef, settings: EngineSettings):
+        self._backbone = build_backbone_engine(backbone_graph, settings)
+        self._head = build_head_engine(head_graph, settings)
+        self.description = self._backbone.description
 
-    def __init__(
-        self,
-        graph_def: tf.compat.v1.GraphDef,
-        batch_size: int,
-        device: str = "auto",
-        *,
-        inputs: tuple[str, ...] = ("pixels",),
-        outputs: tuple[str, ...] = ("bottleneck",),
-        num_threads: int | None = None,
-    ):
-        if batch_size < 1:
-            raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
-        names = {node.name for node in graph_def.node}
-        if unknown := [name for name in (*inputs, *outputs) if name not in names]:
-            raise ValueError(f"expected a graph with {', '.join((*inputs, *outputs))}, it lacks {', '.join(unknown)}")
-        (self._input,) = inputs
-        self.batch_size = batch_size
-        self.device = describe_device(device)
-        graph = tf.Graph()
-        with graph.as_default():
-            tf.import_graph_def(graph_def, name="")
-        placeholder = graph.get_tensor_by_name(f"{self._input}:0")
-        self._dtype, self._row_shape = placeholder.dtype.as_numpy_dtype, tuple(placeholder.shape[1:])
-        self._session = tf.compat.v1.Session(graph=graph, config=_session_config(self.device, num_threads))
-        self._call = self._session.make_callable([f"{name}:0" for name in outputs], [f"{self._input}:0"])
+    def run(self, pixels_nSSC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compute bottlenecks float32[n, D] and scores float32[n, L] for up to a batch of uint8[n, S, S, 3].
 
-    def run(self, rows_nX: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
-        """Compute the outputs for up to B rows. Threads may call it at the same time.
-
-        Args:
-          rows_nX: such as uint8[n, S, S, 3] pixels or float32[n, D] bottlenecks.
-        Returns:
-          float32[n, ...]; with several outputs a tuple in their order.
         Raises:
-          ValueError: another dtype or shape, or more than B rows.
+          ValueError: another dtype or shape, or more than a batch of rows.
         """
-        num_rows = self._check(rows_nX)
-        if num_rows < self.batch_size:
-            padded = np.zeros((self.batch_size, *rows_nX.shape[1:]), self._dtype)
-            padded[:num_rows] = rows_nX
-            rows_nX = padded
-        results = tuple(result[:num_rows] for result in self._call(rows_nX))
-        return results[0] if len(results) == 1 else results
-
-    def close(self) -> None:
-        """Free the graph's memory."""
-        self._session.close()
-
-    def _check(self, rows_nX: np.ndarray) -> int:
-        fits = rows_nX.dtype == self._dtype and rows_nX.ndim == 1 + len(self._row_shape)
-        fits = fits and all(want in (None, got) for want, got in zip(self._row_shape, rows_nX.shape[1:], strict=True))
-        if not fits or len(rows_nX) > self.batch_size:
-            want = ", ".join("?" if side is None else str(side) for side in self._row_shape)
-            raise ValueError(
-                f"expected {np.dtype(self._dtype).name}[n <= {self.batch_size}, {want}], "
-                f"got {rows_nX.dtype.name}{list(rows_nX.shape)}: {self._input}"
-            )
-        return len(rows_nX)
-
-
-def _session_config(device: str, num_threads: int | None) -> tf.compat.v1.ConfigProto:
-    config = tf.compat.v1.ConfigProto()
-    # joblib knows the processor quota of a container, TensorFlow does not and would start a thread for each core.
-    config.intra_op_parallelism_threads = num_threads or joblib.cpu_count()
-    if device == "CPU":
-        config.device_count["GPU"] = 0
-    else:
-        config.gpu_options.allow_growth = True  # several worker processes may share the GPU
-    return config
+        bottleneck_nD = self._backbone.run(pixels_nSSC)
+        return bottleneck_nD, self._head.run(bottleneck_nD)

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.python.framework import op_def_registry
 
 from bulktag.model.applications import first_line
-from bulktag.model.graphs import GraphDef
+from bulktag.model.graphs import GraphDef, prune
 
 # classify_image_graph_def.pb (2015) reads a JPEG up to ResizeBilinear and scales with Sub and Mul; retrain.py fed
 # that graph at Mul, graphs of MobileNet at input, and hub modules at Placeholder.
@@ -95,7 +95,7 @@ def adapt_graph(
                 f"expected a bottleneck float[?, D], got {bottleneck.dtype.name}{bottleneck.shape}: {where}"
             )
         tf.identity(tf.cast(tf.reshape(bottleneck, [-1, width]), tf.float32), name="bottleneck")
-    adapted = _prune(graph, "bottleneck")
+    adapted = prune(graph.as_graph_def(), "bottleneck")
     if not any(node.name == "pixels" for node in adapted.node):
         raise ValueError(f"expected a bottleneck that depends on {image.name}, got {bottleneck.op.name}: {where}")
     _check_only_computes(adapted, where)
@@ -251,21 +251,6 @@ def _output_without_classifier(pool: tf.Operation) -> tf.Tensor:
     ends = [operation for operation in below if not any(output.consumers() for output in operation.outputs)]
     classifies = any(operation.type in (*_CLASSIFYING, "Softmax", "Sigmoid") for operation in below)
     return pool.outputs[0] if classifies or len(ends) != 1 else ends[0].outputs[0]
-
-
-def _prune(graph: tf.Graph, output: str) -> GraphDef:
-    """The part of a graph that an output needs; nodes keep their order and the graph its version."""
-    needed, waiting = set(), [graph.get_operation_by_name(output)]
-    while waiting:
-        operation = waiting.pop()
-        if operation.name not in needed:
-            needed.add(operation.name)
-            waiting += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
-    # The version stays: TensorFlow refuses BatchNormWithGlobalNormalization (2015) in graphs from version 9 on.
-    graph_def = graph.as_graph_def()
-    pruned = GraphDef(versions=graph_def.versions, library=graph_def.library)
-    pruned.node.extend(node for node in graph_def.node if node.name in needed)
-    return pruned
 
 
 def _check_only_computes(graph_def: GraphDef, where: str) -> None:

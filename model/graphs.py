@@ -53,3 +53,20 @@ def chain(first: GraphDef, second: GraphDef, names: tuple[str, str, str]) -> Gra
         tf.identity(result, name=output)
     assert any(node.name == source for node in first.node)
     return graph.as_graph_def()
+
+
+def prune(graph_def: GraphDef, output: str) -> GraphDef:
+    """The part of a graph that a node needs; nodes keep their order and the graph its version.
+
+    The version stays: TensorFlow refuses BatchNormWithGlobalNormalization (2015) in graphs from version 9 on.
+    """
+    inputs = {node.name: node.input for node in graph_def.node}
+    needed, waiting = set(), [output]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += [used.lstrip("^").split(":")[0] for used in inputs[name]]
+    pruned = GraphDef(versions=graph_def.versions, library=graph_def.library)
+    pruned.node.extend(node for node in graph_def.node if node.name in needed)
+    return pruned

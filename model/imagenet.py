@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 from bulktag.model import applications
 from bulktag.model import weights as weight_files
-from bulktag.model.backbone import BUILTIN, IMAGENET, PIXELS, Backbone, check_file, freeze_backbone, parse_seed
+from bulktag.model.backbone import (
+    BUILTIN,
+    IMAGENET,
+    PIXELS,
+    Backbone,
+    check_file,
+    fold_backbone,
+    freeze_backbone,
+    parse_seed,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -53,7 +62,7 @@ def build_imagenet_classifier(
         scaling = _as_they_are
     digest = weight_files.weights_digest(arrays)
     backbone = freeze_backbone(name, weights, network, scaling, model.input_shape[1], digest, "application")
-    return backbone, head, imagenet_labels()
+    return fold_backbone(backbone), head, imagenet_labels()
 
 
 def _as_they_are(pixels_BHWC):

@@ -7,7 +7,7 @@ import numpy as np
 import requests
 import urllib3
 
-from bulktag.model.engine import Engine, describe_device
+from bulktag.model.engine import EngineSettings, Tagger, choose_engine
 from bulktag.model.image import DEFAULT_RESIZE, BadImage, ImageLimits, load_image
 from bulktag.model.tags import rank_tags
 from bulktag.pipeline.config import IMAGENET, ClassifyConfig
@@ -15,7 +15,7 @@ from bulktag.pipeline.console import print_table, warn
 from bulktag.pipeline.network import find_bundle, open_bundle, resolve_bundle
 from bulktag.pipeline.runners import JobFailed
 from bulktag.transforms import files
-from bulktag.transforms.read import ReadError, read_image
+from bulktag.transforms.loading import ReadError, read_image
 from bulktag.transforms.records import ImageRef
 
 MAX_REDIRECTS = 5
@@ -31,13 +31,14 @@ def run_classify(config: ClassifyConfig) -> dict[str, list[tuple[str, float]]]:
       ValueError: the request is wrong: no such model.
       JobFailed: some of the images could not be used; the others' tables were printed.
     """
-    describe_device(config.device)
+    settings = EngineSettings(1, config.device, "tensorflow", "fp32")
+    choose_engine(settings)
     with tempfile.TemporaryDirectory(prefix="bulktag-model-") as folder:
         if config.model == IMAGENET:
             bundle, _ = resolve_bundle(config, folder, DEFAULT_RESIZE)
         else:
             bundle = open_bundle(find_bundle(config.model))  # read at once: no copy is needed
-        engine = Engine(bundle.tagger_graph(), 1, config.device, outputs=("bottleneck", "scores"))
+        tagger = Tagger(bundle.backbone_graph(), bundle.head_graph(), settings)
     limits = ImageLimits(config.max_bytes, config.max_pixels)
     results, num_bad = {}, 0
     for name in config.images:
@@ -48,7 +49,7 @@ def run_classify(config: ClassifyConfig) -> dict[str, list[tuple[str, float]]]:
             num_bad += 1
             warn(f"{name}: {error.error_type}: {error}")
             continue
-        _, scores_BL = engine.run(image.pixels_HWC[np.newaxis])
+        _, scores_BL = tagger.run(image.pixels_HWC[np.newaxis])
         results[name] = _best(scores_BL, bundle.labels, config.top_k)
         print_table(("label", "probability"), results[name], title=name)
     if num_bad:

@@ -6,13 +6,14 @@ A field's metadata holds its help text, and what argparse needs to know. `""` st
 import dataclasses
 from typing import Any
 
+from bulktag.model.engine import ENGINES, PRECISIONS, EngineSettings
+from bulktag.model.hardware import DEVICES
 from bulktag.model.image import DEFAULT_RESIZE, RESIZE_MODES, ImageLimits
 from bulktag.pipeline.options import NOT_NEGATIVE, POSITIVE, SHARE, convert_value, option
 
 IMAGENET = "imagenet"
-DEVICES = ("auto", "cpu", "gpu")
-# Reads wait for disks and object stores, and decoding releases the GIL, so more threads than cores keep both busy.
-DEFAULT_READ_THREADS = 16
+# Reads in flight at once, where the store is slow enough to need so many.
+DEFAULT_READ_THREADS = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,9 @@ class _Images:
         ImageLimits().max_pixels, "refuse a larger picture, in pixels", metavar="PIXELS", within=POSITIVE
     )
     read_threads: int = option(
-        DEFAULT_READ_THREADS, "images read or decoded at once in one process", metavar="N", within=POSITIVE
-    )
+        DEFAULT_READ_THREADS, "most images being read at once in one process; fewer on a fast disk", metavar="N",
+        within=POSITIVE
+    )  # fmt: skip
     max_error_share: float = option(
         0.05, "fail if more than this share of the images cannot be used (0 to 1)", metavar="SHARE", within=SHARE
     )
@@ -66,10 +68,22 @@ class _Execution:
 
     batch_size: int = option(32, "images on the engine at once", metavar="N", within=POSITIVE)
     device: str = option("auto", "what the network runs on; gpu fails where there is none", choices=DEVICES)
+    engine: str = option(
+        "auto", "what runs the network; auto: openvino on a CPU where it is installed, else tensorflow", choices=ENGINES
+    )
+    precision: str = option(
+        "auto", "of the network's multiplications; auto: fp16 on a GPU, bf16 on a CPU that has it, else fp32; int8 is "
+        "measured on a sample first", choices=PRECISIONS
+    )  # fmt: skip
     workers: int = option(
         1, "worker processes on this machine, each with the whole model in memory", metavar="N", within=POSITIVE
     )
     beam: tuple[str, ...] = option((), "Beam's own options, as on its command line", metavar="FLAG")
+
+    @property
+    def engine_settings(self) -> EngineSettings:
+        """How workers execute the network."""
+        return EngineSettings(self.batch_size, self.device, self.engine, self.precision)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

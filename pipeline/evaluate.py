@@ -7,10 +7,12 @@ import collections
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import tensorflow as tf
 
 from bulktag.model.bundle import Bundle
-from bulktag.model.engine import Engine
+from bulktag.model.engine import EngineSettings, build_head_engine
 from bulktag.model.evaluation_files import predictions, write_evaluation
 from bulktag.model.metrics import Evaluation, MultiLabelEvaluation, evaluate_multi_label, evaluate_scores
 from bulktag.model.report import ReportContext, write_report
@@ -82,31 +84,34 @@ class _Scored:
         self.targets: list[np.ndarray] = []  # rows of bool[L]
         self.num_labels = num_labels
 
-    def add(self, batch: ScoredBatch, scores_BL: np.ndarray, keep: list[int], label_ids: dict[str, int]) -> None:
-        targets = np.zeros((len(keep), self.num_labels), bool)
-        for row, i in enumerate(keep):
-            targets[row, [label_ids[label] for label in batch.images[i].labels if label in label_ids]] = True
-        self.uris += [batch.images[i].uri for i in keep]
-        self.scores.append(scores_BL[keep])
-        self.targets.append(targets)
+    def add(self, images: pa.RecordBatch, scores_BL: np.ndarray, label_ids: "_LabelIds") -> None:
+        """Add the images that can be held to the model's labels."""
+        keep_B = label_ids.usable_B
+        targets_BL = np.zeros((images.num_rows, self.num_labels), bool)
+        known = label_ids.known
+        targets_BL[label_ids.rows[known], label_ids.ids[known]] = True
+        self.uris += images["uri"].filter(pa.array(keep_B)).to_pylist()
+        self.scores.append(scores_BL[keep_B])
+        self.targets.append(targets_BL[keep_B])
 
 
 def _score(
     config: EvaluateConfig, shards: list[str], expected: int, bundle: Bundle, record: outcome.RunRecord
 ) -> _Scored:
     """Run the head over shards; images whose labels the model cannot be held to are left out and counted."""
-    engine = Engine(bundle.head_graph(), config.batch_size, config.device, inputs=("bottleneck",), outputs=("scores",))
+    engine = build_head_engine(bundle.head_graph(), EngineSettings(config.batch_size, config.device))
     record.note(device=engine.device)
-    label_ids = {label: i for i, label in enumerate(bundle.labels)}
+    label_array = pa.array(bundle.labels, pa.string())
     scored = _Scored(len(bundle.labels))
     totals: collections.Counter = collections.Counter(matched=expected)
     unknown: collections.Counter = collections.Counter()
     with ProgressDisplay("evaluate") as display:
         for uri in shards:
             for batch in _read(uri, bundle.backbone.width, config.batch_size):
-                keep = _usable(batch, label_ids, bundle.multi_label, unknown)
-                scored.add(batch, engine.run(batch.bottleneck_BD), keep, label_ids)
-                totals["done"] += len(batch.images)
+                label_ids = _LabelIds(batch.images["labels"], label_array, bundle.multi_label)
+                unknown.update(label_ids.unknown)
+                scored.add(batch.images, engine.run(batch.bottleneck_BD), label_ids)
+                totals["done"] += batch.images.num_rows
                 display.update(totals)
     if totals["done"] != expected:
         raise ValueError(f"expected {expected} images, as {EXAMPLES_FILE} says, got {totals['done']}: "
@@ -125,17 +130,27 @@ def _read(uri: str, width: int, batch_size: int) -> Iterator[ScoredBatch]:
         raise ValueError(f"expected a whole TFRecord shard, got a damaged one: {uri}; extract again") from error
 
 
-def _usable(
-    batch: ScoredBatch, label_ids: dict[str, int], multi_label: bool, unknown: collections.Counter
-) -> list[int]:
-    """Rows with labels that the model knows; the others are counted by their first label that it does not."""
-    keep = []
-    for i, image in enumerate(batch.images):
-        strange = [label for label in image.labels if label not in label_ids]
-        unknown.update(strange[:1])
-        if not strange and (multi_label or len(image.labels) == 1):
-            keep.append(i)
-    return keep
+class _LabelIds:
+    """The labels of a batch as ids of the model's labels.
+
+    Attributes:
+      rows, ids, known: int[T], int[T] and bool[T], one entry for each label of each image: whose it is, its id, and
+        whether the model knows it (without, its id means nothing).
+      usable_B: bool[B], images with labels that the model knows, and with exactly one where it gives one.
+      unknown: for each image with labels that the model does not know, the first of them.
+    """
+
+    def __init__(self, labels: pa.ListArray, label_array: pa.StringArray, multi_label: bool):
+        counts_B = np.diff(labels.offsets.to_numpy())
+        names = labels.flatten()
+        self.rows = np.repeat(np.arange(len(counts_B)), counts_B)
+        found = pc.index_in(names, value_set=label_array)
+        self.known = found.is_valid().to_numpy(zero_copy_only=False)
+        self.ids = found.fill_null(0).to_numpy()
+        strange_rows, first = np.unique(self.rows[~self.known], return_index=True)
+        self.unknown = names.take(pa.array(np.flatnonzero(~self.known)[first], pa.int64())).to_pylist()
+        self.usable_B = np.full(len(counts_B), True) if multi_label else counts_B == 1
+        self.usable_B[strange_rows] = False
 
 
 def _warn_of_unusable(record: outcome.RunRecord, num_left_out: int, unknown: collections.Counter) -> None:

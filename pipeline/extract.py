@@ -6,7 +6,7 @@ import json
 import apache_beam as beam
 
 from bulktag.model.backbone import BackboneSpec
-from bulktag.model.engine import describe_device
+from bulktag.model.engine import choose_engine
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import ExtractConfig
 from bulktag.pipeline.console import OUT, ProgressDisplay, print_table, say
@@ -14,7 +14,7 @@ from bulktag.pipeline.network import resolve_backbone
 from bulktag.pipeline.runners import JobFailed, choose_runner, run_pipeline
 from bulktag.transforms import files
 from bulktag.transforms.examples import NO_LABEL, ShardSettings, WriteExamples
-from bulktag.transforms.infer import BackboneHandler, EngineSettings, InferBatches
+from bulktag.transforms.infer import BackboneHandler, InferBatches
 from bulktag.transforms.manifests import label_columns
 from bulktag.transforms.read import ReadImages
 from bulktag.transforms.records import SPLITS, errors_schema
@@ -47,9 +47,10 @@ def run_extract(config: ExtractConfig) -> dict:
     shards = ShardSettings(config.split, config.split_seed, config.compression)
     runner = choose_runner(config.beam, config.workers)
     record = outcome.RunRecord("extract", publish.new_run_id(), config)
-    record.note(device=describe_device(config.device), runner=runner.name)
+    engine = choose_engine(config.engine_settings)
+    record.note(engine=str(engine), device=engine.device, runner=runner.name)
     backbone = resolve_backbone(config)
-    say(f"device: {record.facts['device']}, runner: {runner.name}")
+    say(f"engine: {engine}; runner: {runner.name}")
 
     with publish.staging(output, record.run_id) as made:
         backbone_dir = files.join(made.final, "backbone")
@@ -84,8 +85,8 @@ def build_extract(
         backbone.image_size_px, config.resize, config.limits, config.batch_size, config.read_threads,
         config.store_images, progress_dir,
     )  # fmt: skip
-    settings = EngineSettings(config.batch_size, config.device)
-    bottlenecks = read["batches"] | "Infer" >> InferBatches(BackboneHandler(backbone_dir, settings), progress_dir)
+    handler = BackboneHandler(backbone_dir, config.engine_settings)
+    bottlenecks = read["batches"] | "Infer" >> InferBatches(handler, progress_dir)
     examples = bottlenecks | "Write" >> WriteExamples(staging_dir, matched["labels"], shards)
     errors = (matched["errors"], read["errors"]) | "AllErrors" >> beam.Flatten() | WriteErrors(staging_dir, run_id)
     staged = (examples, errors) | "AllFiles" >> beam.Flatten()

@@ -5,7 +5,7 @@ import datetime
 import apache_beam as beam
 
 from bulktag.model.bundle import Bundle
-from bulktag.model.engine import describe_device
+from bulktag.model.engine import choose_engine
 from bulktag.model.image import DEFAULT_RESIZE
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import TagConfig
@@ -43,15 +43,15 @@ def run_tag(config: TagConfig) -> dict:
     publish.check_apart(output, (source.uri for source in sources if source.kind == "folder"))
     runner = choose_runner(config.beam, config.workers)
     record = outcome.RunRecord("tag", publish.new_run_id(), config)
-    record.note(run_date=_run_date(config, record), device=describe_device(config.device), runner=runner.name)
+    engine = choose_engine(config.engine_settings)
+    record.note(run_date=_run_date(config, record), engine=str(engine), device=engine.device, runner=runner.name)
 
     with publish.staging(output, record.run_id) as made:
         model_dir = files.join(made.work, "model")
         bundle, model_dir = resolve_bundle(config, model_dir, config.resize or DEFAULT_RESIZE)
         _check_resize(config, bundle)
         record.note(model_id=bundle.model_id, resize=bundle.resize, backbone=bundle.info["backbone"])
-        say(f"model: {bundle.model_id}, {len(bundle.labels)} labels; device: {record.facts['device']}, "
-            f"runner: {runner.name}")  # fmt: skip
+        say(f"model: {bundle.model_id}, {len(bundle.labels)} labels; engine: {engine}; runner: {runner.name}")
         settings = _tag_settings(config, bundle, record.run_id)
         expected = sum(check_examples(sources[0].uri, bundle).values()) if from_examples else None
 
@@ -111,7 +111,7 @@ def build_tag(
         bundle.backbone.image_size_px, bundle.resize, config.limits, config.batch_size, config.read_threads,
         progress_dir=progress_dir,
     )  # fmt: skip
-    handler = TaggerHandler(model_dir, EngineSettings(config.batch_size, config.device))
+    handler = TaggerHandler(model_dir, config.engine_settings)
     scored = read["batches"] | "Infer" >> InferBatches(handler, progress_dir)
     tags = scored | "Tags" >> WriteTags(staging_dir, settings)
     errors = (matched["errors"], read["errors"]) | "AllErrors" >> beam.Flatten()
@@ -135,7 +135,7 @@ def build_retag(
 
 
 def _num_images(batch: ScoredBatch) -> int:
-    return len(batch.images)
+    return batch.images.num_rows
 
 
 def _finish(

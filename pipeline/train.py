@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from bulktag.model.backbone import Backbone, load_backbone
 from bulktag.model.bundle import BUNDLE_FILE, save_bundle
-from bulktag.model.engine import choose_training_device
+from bulktag.model.hardware import choose_training_device
 from bulktag.model.splits import ExamplesInfo, read_examples_info
 from bulktag.model.training import TrainedHead, TrainOptions, train_head
 from bulktag.pipeline import outcome, publish

@@ -11,12 +11,21 @@ from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 from apache_beam.transforms.window import GlobalWindows
 
 from bulktag.transforms import files
 from bulktag.transforms.progress import add_progress, flush_progress
-from bulktag.transforms.records import SPLITS, ImageInfo, ScoredBatch, StagedFile
+from bulktag.transforms.records import (
+    IMAGES_SCHEMA,
+    SPLITS,
+    ImageInfo,
+    ScoredBatch,
+    StagedFile,
+    null_if_negative,
+    unpack_images,
+)
 from bulktag.transforms.shards import SUFFIXES, ShardWriter
 from bulktag.transforms.sources import EXAMPLES_FILE
 from bulktag.transforms.staging import new_file_uri
@@ -111,7 +120,7 @@ class _WriteShards(beam.DoFn):
 
     def process(self, batch: ScoredBatch, labels: list[str]):
         label_ids = {label: i for i, label in enumerate(sorted(labels))}
-        for image, bottleneck_D in zip(batch.images, batch.bottleneck_BD, strict=True):
+        for image, bottleneck_D in zip(unpack_images(batch.images), batch.bottleneck_BD, strict=True):
             split = choose_split(image.sha256, self._settings.proportions, self._settings.seed)
             shard = self._open.get(split)
             if shard is None:
@@ -177,27 +186,70 @@ def read_shard(uri: str, width: int, batch_size: int) -> Iterator[ScoredBatch]:
       batch_size: images a batch; the last one is shorter.
     Raises:
       tf.errors.OpError: the shard is damaged or holds bottlenecks of another width.
+      ValueError: a text is no UTF-8, or a digest has not 32 bytes.
     """
     with tempfile.TemporaryDirectory(prefix="bulktag-") as folder:
         path = uri if files.is_local(uri) else files.fetch_file(uri, os.path.join(folder, "shard"))
         compression = "GZIP" if uri.endswith(SUFFIXES["gzip"]) else ""
-        features = {**_FEATURES, "image/bottleneck": tf.io.FixedLenFeature([width], tf.float32)}
         records = tf.data.TFRecordDataset(path, compression, buffer_size=8 << 20).batch(batch_size)
-        for parsed in records.map(lambda rows: tf.io.parse_example(rows, features)).prefetch(2):
-            yield ScoredBatch(_images(parsed), parsed["image/bottleneck"].numpy(), None)
+        for parsed in records.map(_parser(width)).prefetch(2).as_numpy_iterator():
+            yield ScoredBatch(_images(parsed), parsed["image/bottleneck"], None)
 
 
-def _images(parsed: dict) -> list[ImageInfo]:
-    labels = parsed["image/class/text"].to_list()
-    columns = (
-        parsed[f"image/{name}"].numpy().tolist() for name in ("uri", "sha256", "bytes", "modified", "width", "height")
+def _parser(width: int):
+    """string[B] of serialised examples -> columns, texts as one long string with the lengths of its parts."""
+    features = {**_FEATURES, "image/bottleneck": tf.io.FixedLenFeature([width], tf.float32)}
+
+    def parse(serialized_B):
+        parsed = tf.io.parse_example(serialized_B, features)
+        labels = parsed.pop("image/class/text")
+        parsed["image/sha256"] = tf.io.decode_raw(parsed["image/sha256"], tf.uint8)  # uint8[B, 32]
+        parsed["image/uri"] = _join(parsed["image/uri"])
+        return {**parsed, "splits": labels.row_splits, "labels": _join(labels.flat_values)}
+
+    return parse
+
+
+def _join(texts_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.strings.length(texts_B), tf.strings.reduce_join(texts_B)
+
+
+def _images(parsed: dict) -> pa.RecordBatch:
+    num_bytes, modified = (
+        null_if_negative(parsed[f"image/{name}"], IMAGES_SCHEMA.field(column).type)
+        for name, column in (("bytes", "bytes"), ("modified", "modified"))
     )
-    return [
-        ImageInfo(uri.decode(), tuple(label.decode() for label in names), num_bytes, modified, sha256, width, height)
-        for (uri, sha256, num_bytes, modified, width, height), names in zip(
-            zip(*columns, strict=True), labels, strict=True
-        )
-    ]
+    uris = _string_array(*parsed["image/uri"])
+    splits_B1 = parsed["splits"].astype(np.int32)
+    digests_BX = parsed["image/sha256"]
+    if digests_BX.shape[1] != 32:
+        raise ValueError(f"expected digests of 32 bytes in image/sha256, got {digests_BX.shape[1]}: {uris[0]}")
+    return pa.RecordBatch.from_arrays(
+        [
+            uris,
+            pa.ListArray.from_arrays(pa.array(splits_B1), _string_array(*parsed["labels"])),
+            num_bytes,
+            modified,
+            pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(uris), [None, pa.py_buffer(digests_BX)]),
+            pa.array(parsed["image/width"]).cast(pa.int32()),
+            pa.array(parsed["image/height"]).cast(pa.int32()),
+            pa.nulls(len(uris), pa.large_binary()),
+        ],
+        schema=IMAGES_SCHEMA,
+    )
+
+
+def _string_array(lengths_B: np.ndarray, joined: bytes) -> pa.StringArray:
+    """Arrow strings from one long string.
+
+    Raises:
+      ValueError: it is no UTF-8.
+    """
+    offsets = np.zeros(len(lengths_B) + 1, np.int32)
+    np.cumsum(lengths_B, out=offsets[1:])
+    array = pa.StringArray.from_buffers(len(lengths_B), pa.py_buffer(offsets), pa.py_buffer(joined))
+    array.validate(full=True)
+    return array
 
 
 def list_shards(examples_dir: str, splits: Iterable[str] = SPLITS) -> list[str]:
@@ -222,7 +274,7 @@ class _ReadShard(beam.DoFn):
 
     def process(self, uri: str):
         for batch in read_shard(uri, self._width, self._batch_size):
-            add_progress(self._progress_dir, matched=len(batch.images))
+            add_progress(self._progress_dir, matched=batch.images.num_rows)
             yield batch
 
     def finish_bundle(self):

@@ -12,23 +12,11 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from bulktag.model.backbone import load_backbone
 from bulktag.model.bundle import load_bundle
-from bulktag.model.engine import Engine
+from bulktag.model.engine import EngineSettings, Tagger, build_backbone_engine, build_head_engine
+from bulktag.model.fixed_batch import FixedBatchEngine
 from bulktag.transforms import files
 from bulktag.transforms.progress import add_progress
 from bulktag.transforms.records import PixelBatch, ScoredBatch
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineSettings:
-    """How a network is executed in a worker.
-
-    Attributes:
-      batch_size: the engine's fixed batch; shorter batches are padded to it.
-      device: "auto", "cpu" or "gpu"; "gpu" fails where there is none.
-    """
-
-    batch_size: int = 32
-    device: str = "auto"
 
 
 class _WholeBatchHandler(ModelHandler):
@@ -54,12 +42,14 @@ def _nbytes(batch: PixelBatch | ScoredBatch) -> int:
 class BackboneHandler(_WholeBatchHandler):
     """PixelBatch -> ScoredBatch with bottlenecks only; `folder` is what `Backbone.save` wrote."""
 
-    def load_model(self) -> Engine:
+    def load_model(self) -> FixedBatchEngine:
         """Once a process."""
         backbone = load_backbone(files.fetch_folder(self._folder))
-        return Engine(backbone.graph_def, self._settings.batch_size, self._settings.device)
+        return build_backbone_engine(backbone.graph_def, self._settings)
 
-    def run_inference(self, batch: Sequence[PixelBatch], model: Engine, inference_args=None) -> Iterable[ScoredBatch]:
+    def run_inference(
+        self, batch: Sequence[PixelBatch], model: FixedBatchEngine, inference_args=None
+    ) -> Iterable[ScoredBatch]:
         """One result for each batch."""
         for item in batch:
             yield ScoredBatch(item.images, model.run(item.pixels_BHWC), None)
@@ -68,17 +58,12 @@ class BackboneHandler(_WholeBatchHandler):
 class TaggerHandler(_WholeBatchHandler):
     """PixelBatch -> ScoredBatch with bottlenecks and scores; `folder` is a model bundle."""
 
-    def load_model(self) -> Engine:
+    def load_model(self) -> Tagger:
         """Once a process."""
         bundle = load_bundle(files.fetch_folder(self._folder))
-        return Engine(
-            bundle.tagger_graph(),
-            self._settings.batch_size,
-            self._settings.device,
-            outputs=("bottleneck", "scores"),
-        )
+        return Tagger(bundle.backbone_graph(), bundle.head_graph(), self._settings)
 
-    def run_inference(self, batch: Sequence[PixelBatch], model: Engine, inference_args=None) -> Iterable[ScoredBatch]:
+    def run_inference(self, batch: Sequence[PixelBatch], model: Tagger, inference_args=None) -> Iterable[ScoredBatch]:
         """One result for each batch."""
         for item in batch:
             bottleneck_BD, scores_BL = model.run(item.pixels_BHWC)
@@ -88,26 +73,21 @@ class TaggerHandler(_WholeBatchHandler):
 class HeadHandler(_WholeBatchHandler):
     """ScoredBatch with bottlenecks -> the same with scores; `folder` is a model bundle."""
 
-    def load_model(self) -> Engine:
+    def load_model(self) -> FixedBatchEngine:
         """Once a process."""
-        bundle = load_bundle(files.fetch_folder(self._folder))
-        return Engine(
-            bundle.head_graph(),
-            self._settings.batch_size,
-            self._settings.device,
-            inputs=("bottleneck",),
-            outputs=("scores",),
-        )
+        return build_head_engine(load_bundle(files.fetch_folder(self._folder)).head_graph(), self._settings)
 
-    def run_inference(self, batch: Sequence[ScoredBatch], model: Engine, inference_args=None) -> Iterable[ScoredBatch]:
+    def run_inference(
+        self, batch: Sequence[ScoredBatch], model: FixedBatchEngine, inference_args=None
+    ) -> Iterable[ScoredBatch]:
         """One result for each batch."""
         for item in batch:
             yield ScoredBatch(item.images, item.bottleneck_BD, model.run(item.bottleneck_BD))
 
 
 def _note_done(batch: ScoredBatch, progress_dir: str | None) -> ScoredBatch:
-    beam.metrics.Metrics.counter("infer", "scored").inc(len(batch.images))
-    add_progress(progress_dir, done=len(batch.images))
+    beam.metrics.Metrics.counter("infer", "scored").inc(batch.images.num_rows)
+    add_progress(progress_dir, done=batch.images.num_rows)
     return batch
 
 

@@ -8,7 +8,7 @@ Array suffixes: B images in a batch, S side of the network's square, C channels,
 
 import dataclasses
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import apache_beam as beam
@@ -61,9 +61,26 @@ for _record in (ImageRef, ImageError, SkippedFile):
     beam.coders.registry.register_coder(_record, beam.coders.RowCoder)
 
 
+_TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+# What is known of the images of a batch, a row for each: the columns that the tables and the examples are made of.
+IMAGES_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("labels", pa.list_(pa.string()), nullable=False),
+        pa.field("bytes", pa.int64()),  # null: unknown
+        pa.field("modified", _TIMESTAMP),  # null: unknown
+        pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),  # pixels, after EXIF orientation
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("encoded", pa.large_binary()),  # the file's bytes, only where asked for
+    ]
+)
+
+
 @dataclasses.dataclass(slots=True)
 class ImageInfo:
-    """What is known of an image once its bytes were read."""
+    """What is known of an image once its bytes were read: one row of `IMAGES_SCHEMA`."""
 
     uri: str
     labels: tuple[str, ...]
@@ -75,11 +92,43 @@ class ImageInfo:
     encoded: bytes | None = None  # the file's bytes, kept only where asked for
 
 
+def pack_images(infos: Iterable[ImageInfo]) -> pa.RecordBatch:
+    """Rows -> the columns of `IMAGES_SCHEMA`; once a batch, from images that were read one by one."""
+    rows = list(infos)
+    columns = [
+        pa.array([row.uri for row in rows], pa.string()),
+        pa.array([row.labels for row in rows], pa.list_(pa.string())),
+        null_if_negative([row.num_bytes for row in rows], pa.int64()),
+        null_if_negative([row.modified_us for row in rows], _TIMESTAMP),
+        pa.array([row.sha256 for row in rows], pa.binary(32)),
+        pa.array([row.width for row in rows], pa.int32()),
+        pa.array([row.height for row in rows], pa.int32()),
+        pa.array([row.encoded for row in rows], pa.large_binary()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=IMAGES_SCHEMA)
+
+
+def unpack_images(images: pa.RecordBatch) -> list[ImageInfo]:
+    """The opposite of `pack_images`."""
+    columns = {name: images[name] for name in images.schema.names}
+    for name in ("bytes", "modified"):
+        columns[name] = columns[name].cast(pa.int64()).fill_null(-1)
+    lists = {name: column.to_pylist() for name, column in columns.items()}
+    lists["labels"] = map(tuple, lists["labels"])
+    return [ImageInfo(*row) for row in zip(*lists.values(), strict=True)]
+
+
+def null_if_negative(values_B: np.ndarray | list[int], kind: pa.DataType) -> pa.Array:
+    """int[B] as an Arrow array; -1, which stands for unknown, becomes null."""
+    values_B = np.asarray(values_B, np.int64)
+    return pa.array(values_B, pa.int64(), mask=values_B < 0).cast(kind)
+
+
 @dataclasses.dataclass(slots=True)
 class PixelBatch:
     """Decoded images on their way to the engine."""
 
-    images: Sequence[ImageInfo]
+    images: pa.RecordBatch  # of IMAGES_SCHEMA
     pixels_BHWC: np.ndarray  # uint8[B, S, S, 3]
 
 
@@ -87,7 +136,7 @@ class PixelBatch:
 class ScoredBatch:
     """What the engine said about a batch; either array may be missing."""
 
-    images: Sequence[ImageInfo]
+    images: pa.RecordBatch  # of IMAGES_SCHEMA
     bottleneck_BD: np.ndarray | None  # float32[B, D]
     scores_BL: np.ndarray | None  # float32[B, L], calibrated
 
@@ -120,9 +169,6 @@ class BatchCoder(beam.coders.Coder):
 
 for _batch in (PixelBatch, ScoredBatch):
     beam.coders.registry.register_coder(_batch, BatchCoder)
-
-
-_TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 
 def tags_schema(*, layout: str = "wide", scores: bool = False, embedding: bool = False) -> pa.Schema:

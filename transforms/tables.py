@@ -17,7 +17,14 @@ from apache_beam.transforms.window import GlobalWindows
 from bulktag.model.tags import rank_tags, tags_array, top_arrays
 from bulktag.transforms import files
 from bulktag.transforms.parquet import ParquetFile
-from bulktag.transforms.records import ImageError, ImageInfo, ScoredBatch, StagedFile, errors_schema, tags_schema
+from bulktag.transforms.records import (
+    ImageError,
+    ScoredBatch,
+    StagedFile,
+    errors_schema,
+    null_if_negative,
+    tags_schema,
+)
 from bulktag.transforms.staging import new_file_uri
 
 TAGS, ERRORS = "tags", "errors"
@@ -85,7 +92,7 @@ def build_tags(batch: ScoredBatch, settings: TagSettings, tagged_at_us: int) -> 
     ranked = rank_tags(batch.scores_BL, settings.thresholds_L, settings.top_k)
     tags = tags_array(settings.label_array, *ranked)
     identity = _identity_columns(batch.images, settings, tagged_at_us)
-    uris = pa.array([image.uri for image in batch.images], pa.string())
+    uris = batch.images["uri"]
     if settings.layout == "long":
         return _long_rows(uris, tags, identity, settings.schema)
     top_label, top_score = top_arrays(settings.label_array, *ranked)
@@ -98,23 +105,27 @@ def build_tags(batch: ScoredBatch, settings: TagSettings, tagged_at_us: int) -> 
     return pa.RecordBatch.from_arrays([arrays[field.name].cast(field.type) for field in schema], schema=schema)
 
 
-def _identity_columns(images: Iterable[ImageInfo], settings: TagSettings, tagged_at_us: int) -> dict[str, pa.Array]:
-    n = len(images)
-    timestamp = pa.timestamp("us", tz="UTC")
+def _identity_columns(images: pa.RecordBatch, settings: TagSettings, tagged_at_us: int) -> dict[str, pa.Array]:
+    n = images.num_rows
     return {
-        "width": pa.array([image.width for image in images], pa.int32()),
-        "height": pa.array([image.height for image in images], pa.int32()),
-        "bytes": pa.array([_known(image.num_bytes) for image in images], pa.int64()),
-        "modified": pa.array([_known(image.modified_us) for image in images], timestamp),
-        "sha256": pa.array([image.sha256.hex() for image in images], pa.string()),
+        **{name: images[name] for name in ("width", "height", "bytes", "modified")},
+        "sha256": _hexadecimal(images["sha256"]),
         "model_id": pa.repeat(settings.model_id, n),
         "run_id": pa.repeat(settings.run_id, n),
-        "tagged_at": pa.repeat(pa.scalar(tagged_at_us, timestamp), n),
+        "tagged_at": pa.repeat(pa.scalar(tagged_at_us, settings.schema.field("tagged_at").type), n),
     }
 
 
-def _known(value: int) -> int | None:
-    return None if value < 0 else value
+# Both digits of each byte, as one number.
+_DIGITS = np.array([f"{byte:02x}" for byte in range(256)], "S2").view(np.uint16)
+
+
+def _hexadecimal(digests: pa.FixedSizeBinaryArray) -> pa.StringArray:
+    """Digests as lower-case hexadecimal digits."""
+    n, width = len(digests), digests.type.byte_width
+    digits = _DIGITS[np.frombuffer(digests.buffers()[1], np.uint8)[digests.offset * width :][: n * width]]
+    offsets = np.arange(n + 1, dtype=np.int32) * (2 * width)
+    return pa.StringArray.from_buffers(n, pa.py_buffer(offsets), pa.py_buffer(digits))
 
 
 def _list_array(values_BN: np.ndarray) -> pa.ListArray:
@@ -151,7 +162,7 @@ def build_errors(errors: Iterable[ImageError], run_id: str, at_us: int) -> pa.Re
         pa.array([row.stage for row in rows], pa.string()),
         pa.array([row.error_type for row in rows], pa.string()),
         pa.array([row.message for row in rows], pa.string()),
-        pa.array([_known(row.num_bytes) for row in rows], pa.int64()),
+        null_if_negative([row.num_bytes for row in rows], pa.int64()),
         pa.repeat(run_id, len(rows)),
         pa.repeat(pa.scalar(at_us, schema.field("at").type), len(rows)),
     ]

@@ -25,7 +25,7 @@ def read_split(folder, split):
     """Bottlenecks and labels of one split, as any other program would read them."""
     batches = [batch for uri in list_shards(str(folder), (split,)) for batch in read_shard(uri, 1280, 256)]
     features_ND = np.concatenate([batch.bottleneck_BD for batch in batches])
-    return features_ND, np.array([image.labels[0] for batch in batches for image in batch.images])
+    return features_ND, np.concatenate([batch.images["labels"].flatten() for batch in batches])
 
 
 @pytest.mark.slow

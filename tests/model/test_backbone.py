@@ -10,7 +10,7 @@ from PIL import Image
 
 from bulktag.model import applications, weights
 from bulktag.model.backbone import backbone_names, build_backbone, load_backbone
-from bulktag.model.engine import Engine
+from bulktag.model.tensorflow_engine import TensorFlowEngine
 
 SMALL_PX = 32
 PIXELS_BHWC = np.random.default_rng(0).integers(0, 256, (3, SMALL_PX, SMALL_PX, 3), np.uint8)
@@ -22,7 +22,7 @@ def reference(model, pixels_BHWC, name="mobilenet_v2"):
 
 
 def run(backbone, pixels_BHWC=PIXELS_BHWC):
-    return Engine(backbone.graph_def, len(pixels_BHWC), "cpu").run(pixels_BHWC)
+    return TensorFlowEngine(backbone.graph_def, len(pixels_BHWC), "cpu").run(pixels_BHWC)
 
 
 def cosines(first_BD, second_BD):

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from bulktag.model.backbone import build_backbone
 from bulktag.model.bundle import load_bundle, load_bundle_backbone, save_bundle
-from bulktag.model.engine import Engine
+from bulktag.model.engine import EngineSettings, Tagger, build_head_engine
 from bulktag.model.head import build_head
 
 SIZE_PX, WIDTH = 8, 8 * 8 * 3
@@ -49,10 +49,10 @@ def test_a_bundle_comes_back_as_it_was_saved(bundle_folder):
 def test_graphs_signatures_and_head_agree(bundle_folder):
     bundle = load_bundle(str(bundle_folder))
     pixels_BHWC = np.random.default_rng(0).integers(0, 256, (3, SIZE_PX, SIZE_PX, 3), np.uint8)
-    tagger = Engine(bundle.tagger_graph(), 4, "cpu", outputs=("bottleneck", "scores"))
+    tagger = Tagger(bundle.backbone_graph(), bundle.head_graph(), EngineSettings(4, "cpu"))
     bottleneck_BD, scores_BL = tagger.run(pixels_BHWC)
     np.testing.assert_allclose(bottleneck_BD, pixels_BHWC.reshape(3, -1) / 255, atol=1e-6)
-    head_engine = Engine(bundle.head_graph(), 3, "cpu", inputs=("bottleneck",), outputs=("scores",))
+    head_engine = build_head_engine(bundle.head_graph(), EngineSettings(3, "cpu"))
     np.testing.assert_allclose(head_engine.run(bottleneck_BD), scores_BL, atol=1e-6)
     head = keras.models.load_model(bundle_folder / "head.keras")
     np.testing.assert_allclose(head.predict(bottleneck_BD, verbose=0), scores_BL, atol=1e-6)
@@ -80,9 +80,7 @@ def test_a_head_for_other_labels_is_refused(tmp_path):
         make_bundle(tmp_path / "model", head=make_head(num_labels=4))
 
 
-@pytest.mark.parametrize(
-    "name", ["graphs/tagger.pb", "saved_model/saved_model.pb", "head.keras", "backbone/backbone.pb"]
-)
+@pytest.mark.parametrize("name", ["graphs/head.pb", "saved_model/saved_model.pb", "head.keras", "backbone/backbone.pb"])
 def test_a_file_that_was_changed_is_noticed(bundle_folder, tmp_path, name):
     copy = tmp_path / "model"
     shutil.copytree(bundle_folder, copy)

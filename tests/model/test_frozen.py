@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from bulktag.model.backbone import build_backbone
-from bulktag.model.engine import Engine
 from bulktag.model.frozen import adapt_graph
+from bulktag.model.tensorflow_engine import TensorFlowEngine
 
 v1 = tf.compat.v1
 SIZE_PX, WIDTH = 19, 6
@@ -67,7 +67,7 @@ def unnamed_graph(*, num_pools=1, pixels_dtype=tf.float32) -> v1.GraphDef:
 
 
 def run(graph_def, pixels_BHWC=PIXELS_BHWC):
-    return Engine(graph_def, 4, "cpu").run(pixels_BHWC)
+    return TensorFlowEngine(graph_def, 4, "cpu").run(pixels_BHWC)
 
 
 @pytest.mark.parametrize(

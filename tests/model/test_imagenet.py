@@ -5,16 +5,16 @@ from lively import assert_agree, enliven
 
 from bulktag.model import applications
 from bulktag.model.backbone import build_backbone
-from bulktag.model.engine import Engine
 from bulktag.model.image import ImageLimits, load_image
 from bulktag.model.imagenet import build_imagenet_classifier, imagenet_labels
+from bulktag.model.tensorflow_engine import TensorFlowEngine
 
 SMALL_PX = 32
 PIXELS_BHWC = np.random.default_rng(0).integers(0, 256, (2, SMALL_PX, SMALL_PX, 3), np.uint8)
 
 
 def score(backbone, head, pixels_BHWC):
-    return np.asarray(head(Engine(backbone.graph_def, len(pixels_BHWC), "cpu").run(pixels_BHWC)))
+    return np.asarray(head(TensorFlowEngine(backbone.graph_def, len(pixels_BHWC), "cpu").run(pixels_BHWC)))
 
 
 def test_labels_are_a_thousand_different_names():

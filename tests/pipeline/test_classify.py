@@ -9,7 +9,7 @@ import pytest
 from bulktag.pipeline.classify import download, run_classify
 from bulktag.pipeline.cli import run_command
 from bulktag.pipeline.config import ClassifyConfig
-from bulktag.transforms.read import ReadError
+from bulktag.transforms.loading import ReadError
 
 
 @pytest.fixture(scope="module")

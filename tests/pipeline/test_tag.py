@@ -153,9 +153,9 @@ def test_what_does_not_fit_the_model_is_refused(demo_images, bundle_dir, tmp_pat
 
 def test_a_damaged_model_is_refused(demo_images, bundle_dir, tmp_path):
     shutil.copytree(bundle_dir, tmp_path / "model")
-    with (tmp_path / "model" / "graphs" / "tagger.pb").open("ab") as file:
+    with (tmp_path / "model" / "graphs" / "head.pb").open("ab") as file:
         file.write(b"x")
-    with pytest.raises(ValueError, match=r"expected graphs/tagger\.pb as it was saved"):
+    with pytest.raises(ValueError, match=r"expected graphs/head\.pb as it was saved"):
         tag(demo_images, tmp_path / "model", tmp_path / "out")
 
 

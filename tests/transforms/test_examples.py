@@ -21,7 +21,7 @@ from bulktag.transforms.examples import (
     list_shards,
     read_shard,
 )
-from bulktag.transforms.records import SPLITS, ImageInfo, ScoredBatch
+from bulktag.transforms.records import SPLITS, ImageInfo, ScoredBatch, pack_images, unpack_images
 from bulktag.transforms.shards import ShardWriter
 from bulktag.transforms.staging import CommitFiles, read_manifest
 
@@ -38,7 +38,7 @@ def _info(i, labels=("rose",), encoded=None):
 
 def _batch(numbers, labels=("rose",)):
     infos = [_info(i, labels) for i in numbers]
-    return ScoredBatch(infos, np.array([np.full(WIDTH, i) for i in numbers], np.float32), None)
+    return ScoredBatch(pack_images(infos), np.array([np.full(WIDTH, i) for i in numbers], np.float32), None)
 
 
 def test_the_split_has_the_proportions_asked_for():
@@ -122,11 +122,13 @@ def test_what_was_written_is_read_back(tmp_path, compression):
         assert file.uri.endswith(shards.SUFFIXES[compression])
         assert file.num_bytes == os.path.getsize(file.uri)
         for batch in read_shard(file.uri, WIDTH, batch_size=7):
-            assert len(batch.images) <= 7 and batch.scores_BL is None
-            for info, bottleneck_D in zip(batch.images, batch.bottleneck_BD, strict=True):
+            assert batch.images.num_rows <= 7 and batch.scores_BL is None
+            for info, bottleneck_D in zip(unpack_images(batch.images), batch.bottleneck_BD, strict=True):
                 read[info.uri] = (file.table, info, bottleneck_D.tolist())
     written = [
-        (info, row.tolist()) for batch in batches for info, row in zip(batch.images, batch.bottleneck_BD, strict=True)
+        (info, row.tolist())
+        for batch in batches
+        for info, row in zip(unpack_images(batch.images), batch.bottleneck_BD, strict=True)
     ]
     assert {uri: (info, row) for uri, (_, info, row) in read.items()} == {
         info.uri: (info, row) for info, row in written
@@ -147,7 +149,9 @@ def test_a_full_shard_is_closed_and_the_next_one_begun(tmp_path, monkeypatch):
     staged = _write(tmp_path, [_batch(range(40))], settings=ShardSettings((1.0, 0.0, 0.0)))
     assert len(staged) > 3
     assert sum(file.num_images for file in staged) == 40
-    read = [info.uri for file in staged for batch in read_shard(file.uri, WIDTH, 10) for info in batch.images]
+    read = [
+        uri for file in staged for batch in read_shard(file.uri, WIDTH, 10) for uri in batch.images["uri"].to_pylist()
+    ]
     assert read == [_info(i).uri for i in range(40)]
 
 
@@ -184,7 +188,7 @@ def _run(folder, batches, settings=None):
     pipeline = beam.Pipeline(runner=FnApiRunner())
     labels = pipeline | "Labels" >> beam.Create(["rose"])
     staged = pipeline | "Batches" >> beam.Create(batches) | WriteExamples(folder, labels, settings or ShardSettings())
-    staged | CommitFiles(folder, pipeline | "Num" >> beam.Create([sum(len(batch.images) for batch in batches)]))
+    staged | CommitFiles(folder, pipeline | "Num" >> beam.Create([sum(batch.images.num_rows for batch in batches)]))
     pipeline.run().wait_until_finish()
     return read_manifest(folder)["files"]
 

@@ -6,13 +6,14 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from bulktag.model.backbone import build_backbone
 from bulktag.model.bundle import load_bundle
-from bulktag.model.engine import Engine
+from bulktag.model.engine import EngineSettings, build_backbone_engine
+from bulktag.model.fixed_batch import FixedBatchEngine
 from bulktag.transforms import records
 from bulktag.transforms.examples import WriteExamples
-from bulktag.transforms.infer import BackboneHandler, EngineSettings, HeadHandler, InferBatches, TaggerHandler
+from bulktag.transforms.infer import BackboneHandler, HeadHandler, InferBatches, TaggerHandler
 from bulktag.transforms.progress import flush_progress, read_progress
 from bulktag.transforms.read import ReadImages
-from bulktag.transforms.records import ImageInfo, PixelBatch, ScoredBatch
+from bulktag.transforms.records import ImageInfo, PixelBatch, ScoredBatch, pack_images
 from bulktag.transforms.sources import MatchImages, parse_source
 
 
@@ -30,17 +31,18 @@ def backbone_dir(backbone, tmp_path_factory):
 
 def _batch(n, side, seed=0):
     pixels_BHWC = np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), np.uint8)
-    return PixelBatch([ImageInfo(f"/i/{seed}/{i}", (), 1, 1, b"x" * 32, 1, 1) for i in range(n)], pixels_BHWC)
+    infos = [ImageInfo(f"/i/{seed}/{i}", (), 1, 1, b"x" * 32, 1, 1) for i in range(n)]
+    return PixelBatch(pack_images(infos), pixels_BHWC)
 
 
 def test_batches_of_every_length_keep_their_rows_in_order(backbone, backbone_dir, tmp_path):
     side = backbone.spec.image_size_px
     batches = [_batch(n, side, seed=n) for n in (4, 1, 3)]
-    engine = Engine(backbone.graph_def, 4)
+    engine = build_backbone_engine(backbone.graph_def, EngineSettings(4))
     expected = [
-        (info.uri, row.tolist())
+        (uri, row.tolist())
         for batch in batches
-        for info, row in zip(batch.images, engine.run(batch.pixels_BHWC), strict=True)
+        for uri, row in zip(batch.images["uri"].to_pylist(), engine.run(batch.pixels_BHWC), strict=True)
     ]
     pipeline = beam.Pipeline(runner=FnApiRunner())
     handler = BackboneHandler(backbone_dir, EngineSettings(batch_size=4))
@@ -48,7 +50,9 @@ def test_batches_of_every_length_keep_their_rows_in_order(backbone, backbone_dir
 
     def rows(batch):
         assert batch.scores_BL is None
-        return [(info.uri, row.tolist()) for info, row in zip(batch.images, batch.bottleneck_BD, strict=True)]
+        return [
+            (uri, row.tolist()) for uri, row in zip(batch.images["uri"].to_pylist(), batch.bottleneck_BD, strict=True)
+        ]
 
     assert_that(scored | beam.FlatMap(rows), equal_to(expected))
     result = pipeline.run()
@@ -68,7 +72,7 @@ def test_a_batch_of_batches_is_answered_in_order(backbone, backbone_dir):
 
 def test_the_size_of_a_batch_is_the_size_of_its_array():
     handler = BackboneHandler("/nowhere", EngineSettings())
-    pixels, scored = _batch(2, 8), ScoredBatch([], np.zeros((3, 5), np.float32), None)
+    pixels, scored = _batch(2, 8), ScoredBatch(pack_images([]), np.zeros((3, 5), np.float32), None)
     assert handler.get_num_bytes([pixels, pixels]) == 2 * 2 * 8 * 8 * 3
     assert handler.get_num_bytes([scored]) == 60
     assert handler.batch_elements_kwargs() == {"min_batch_size": 1, "max_batch_size": 1}
@@ -86,7 +90,7 @@ def test_no_batch_is_encoded_or_copied_between_reading_and_writing(
     for kind in (PixelBatch, ScoredBatch):
         monkeypatch.setattr(kind, "__reduce__", lambda self: encoded.append(self), raising=False)
     monkeypatch.setattr(
-        Engine, "run", lambda self, pixels: seen.append(id(pixels)) or np.zeros((len(pixels), 4), np.float32)
+        FixedBatchEngine, "run", lambda self, pixels: seen.append(id(pixels)) or np.zeros((len(pixels), 4), np.float32)
     )
     plain = PixelBatch.__init__
     monkeypatch.setattr(
@@ -111,7 +115,10 @@ def test_a_runner_that_does_not_fuse_can_encode_batches():
     np.testing.assert_array_equal(again.pixels_BHWC, batch.pixels_BHWC)
     assert again.images == batch.images
     assert coder.estimate_size(batch) == batch.pixels_BHWC.nbytes
-    assert coder.estimate_size(ScoredBatch([], np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32))) == 56
+    assert (
+        coder.estimate_size(ScoredBatch(pack_images([]), np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32)))
+        == 56
+    )
 
 
 def test_tagger_and_head_of_a_bundle_agree(bundle_dir):
@@ -135,6 +142,6 @@ def test_a_damaged_network_is_refused_by_the_worker(backbone, tmp_path):
 
 
 def test_a_gpu_that_is_not_there_is_refused_by_the_worker(backbone_dir, monkeypatch):
-    monkeypatch.setattr("bulktag.model.engine._gpu_name", lambda: None)
+    monkeypatch.setattr("bulktag.model.hardware._gpu_name", lambda: None)
     with pytest.raises(ValueError, match="expected a GPU"):
         BackboneHandler(backbone_dir, EngineSettings(device="gpu")).load_model()

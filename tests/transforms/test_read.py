@@ -11,10 +11,11 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
 from bulktag.model.image import BadImage, ImageLimits, load_image
-from bulktag.transforms import files, read
+from bulktag.transforms import files, loading, read
+from bulktag.transforms.loading import LoadSettings, Pace, ReadError, load_ref, read_image
 from bulktag.transforms.progress import read_progress
-from bulktag.transforms.read import ReadError, ReadImages, load_ref, read_image
-from bulktag.transforms.records import ImageError, ImageInfo, ImageRef, PixelBatch
+from bulktag.transforms.read import ReadImages
+from bulktag.transforms.records import ImageError, ImageInfo, ImageRef, PixelBatch, unpack_images
 
 LIMIT = 1 << 20
 
@@ -23,8 +24,12 @@ def _ref(path, num_bytes=-1):
     return ImageRef(str(path), ("l",), num_bytes, -1)
 
 
+def _pace():
+    return Pace(threading.Semaphore())
+
+
 def _load(ref, **limits):
-    return load_ref(ref, np.zeros((8, 8, 3), np.uint8), "crop", ImageLimits(**limits), keep_encoded=False)
+    return load_ref(ref, np.zeros((8, 8, 3), np.uint8), LoadSettings(8, "crop", ImageLimits(**limits)), _pace())
 
 
 def test_a_picture_is_read_decoded_and_described(tmp_path, picture):
@@ -33,7 +38,7 @@ def test_a_picture_is_read_decoded_and_described(tmp_path, picture):
     path.write_bytes(data)
     os.utime(path, ns=(0, 1_600_000_000_123_456_789))
     pixels_HWC = np.zeros((8, 8, 3), np.uint8)
-    info = load_ref(_ref(path), pixels_HWC, "squash", ImageLimits(), keep_encoded=True)
+    info = load_ref(_ref(path), pixels_HWC, LoadSettings(8, "squash", keep_encoded=True), _pace())
     assert info == ImageInfo(
         str(path), ("l",), len(data), 1_600_000_000_123_456, hashlib.sha256(data).digest(), 30, 20, data
     )
@@ -137,7 +142,7 @@ def test_a_bug_is_raised_and_not_counted_as_a_bad_image(tmp_path, picture, monke
     def broken(*_):
         raise TypeError("a bug")
 
-    monkeypatch.setattr(read, "load_image", broken)
+    monkeypatch.setattr(loading, "load_image", broken)
     with pytest.raises(TypeError, match="a bug"):
         _load(_ref(tmp_path / "a.png"))
 
@@ -160,23 +165,23 @@ def _write(folder, picture, num):
 def test_the_next_batches_are_being_read_while_one_is_on_the_engine(tmp_path, picture, monkeypatch):
     refs = _write(tmp_path, picture, 40)
     started = []
-    plain = read.load_ref
-    monkeypatch.setattr(read, "load_ref", lambda ref, *args: started.append(ref.uri) or plain(ref, *args))
+    plain = loading.load_ref
+    monkeypatch.setattr(loading, "load_ref", lambda ref, *args: started.append(ref.uri) or plain(ref, *args))
     batches = _run_fn(read._LoadImages(ReadImages(8, "crop", batch_size=4)), refs)
     first = next(batches)
     deadline = time.monotonic() + 10
     while len(started) < 4 * (1 + read.BATCHES_AHEAD) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(started) == 4 * (1 + read.BATCHES_AHEAD)  # and no more: memory stays bounded
-    uris = [info.uri for batch in [first, *batches] for info in batch.images]
+    uris = [uri for batch in [first, *batches] for uri in batch.images["uri"].to_pylist()]
     assert uris == [ref.uri for ref in refs]
 
 
 def test_images_of_a_batch_are_read_at_once(tmp_path, picture, monkeypatch):
     refs = _write(tmp_path, picture, 8)
     together = threading.Barrier(8, timeout=10)
-    plain = read.load_ref
-    monkeypatch.setattr(read, "load_ref", lambda *args: (together.wait(), plain(*args))[1])
+    plain = loading.load_ref
+    monkeypatch.setattr(loading, "load_ref", lambda *args: (together.wait(), plain(*args))[1])
     list(_run_fn(read._LoadImages(ReadImages(8, "crop", batch_size=8, read_threads=8)), refs))
 
 
@@ -186,10 +191,10 @@ def test_failures_leave_a_batch_and_the_rest_stays_in_step(tmp_path, picture):
         (tmp_path / f"{i:03d}.png").write_bytes(b"broken")
     items = list(_run_fn(read._LoadImages(ReadImages(8, "squash", batch_size=3)), refs))
     batches = [item for item in items if isinstance(item, PixelBatch)]
-    assert [len(batch.images) for batch in batches] == [2, 2]  # the last batch had nothing left
+    assert [batch.images.num_rows for batch in batches] == [2, 2]  # the last batch had nothing left
     for batch in batches:
-        assert batch.pixels_BHWC.shape == (len(batch.images), 8, 8, 3)
-        for info, pixels_HWC in zip(batch.images, batch.pixels_BHWC, strict=True):
+        assert batch.pixels_BHWC.shape == (batch.images.num_rows, 8, 8, 3)
+        for info, pixels_HWC in zip(unpack_images(batch.images), batch.pixels_BHWC, strict=True):
             expected = load_image(files.read_bytes(info.uri), 8, "squash", ImageLimits()).pixels_HWC
             np.testing.assert_array_equal(pixels_HWC, expected)
     assert sum(not isinstance(item, PixelBatch) for item in items) == 3
@@ -204,7 +209,7 @@ def test_a_bundle_that_failed_leaves_nothing_for_its_retry(tmp_path, picture):
         list(fn.process(ref))
     fn.start_bundle()  # the runner tries again, with the same instance
     retried = [item for ref in refs for item in fn.process(ref)] + [item.value for item in fn.finish_bundle()]
-    assert [info.uri for batch in retried for info in batch.images] == [ref.uri for ref in refs]
+    assert [uri for batch in retried for uri in batch.images["uri"].to_pylist()] == [ref.uri for ref in refs]
 
 
 def test_read_images_sends_each_image_to_exactly_one_output(tmp_path, picture):
@@ -215,7 +220,7 @@ def test_read_images_sends_each_image_to_exactly_one_output(tmp_path, picture):
     progress.mkdir()
 
     def check_batches(batches):
-        uris = sorted(info.uri for batch in batches for info in batch.images)
+        uris = sorted(uri for batch in batches for uri in batch.images["uri"].to_pylist())
         assert uris == sorted(ref.uri for i, ref in enumerate(refs) if i not in (4, 5))
 
     def check_errors(errors):
@@ -238,3 +243,42 @@ def test_read_images_sends_each_image_to_exactly_one_output(tmp_path, picture):
 def test_sizes_below_one_are_refused_when_the_transform_is_made(field):
     with pytest.raises(ValueError, match=f"expected {field} of at least 1, got 0"):
         ReadImages(**{"image_size_px": 8, "resize": "crop", field: 0})
+
+
+def _delayed(monkeypatch, delay_s):
+    plain = loading.read_image
+    monkeypatch.setattr(loading, "read_image", lambda *args: (time.sleep(delay_s), plain(*args))[1])
+
+
+@pytest.mark.parametrize(("delay_s", "enough"), [(0, range(1, 12)), (0.2, [40])], ids=["fast disk", "slow store"])
+def test_more_images_are_read_at_once_the_slower_the_store_is(tmp_path, picture, monkeypatch, delay_s, enough):
+    _delayed(monkeypatch, delay_s)
+    monkeypatch.setattr(loading, "num_cores", lambda: 2)
+    refs = _write(tmp_path, picture, 80)
+    loader = loading.BatchLoader(LoadSettings(64, "crop", read_threads=40))
+    for batch in (refs[:40], refs[40:]):
+        loader.start(batch)
+        loader.finish()
+    started = []
+    monkeypatch.setattr(loader._pool, "submit", lambda *args: started.append(args))
+    loader.start(refs[:40])
+    assert len(started) in enough
+
+
+def test_no_more_images_are_decoded_at_once_than_there_are_cores(tmp_path, picture, monkeypatch):
+    monkeypatch.setattr(loading, "num_cores", lambda: 2)
+    plain, now, most = loading.load_image, [0], [0]
+    lock = threading.Lock()
+
+    def counted(*args):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.01)
+        with lock:
+            now[0] -= 1
+        return plain(*args)
+
+    monkeypatch.setattr(loading, "load_image", counted)
+    list(_run_fn(read._LoadImages(ReadImages(8, "crop", batch_size=20)), _write(tmp_path, picture, 40)))
+    assert most == [2]

@@ -12,7 +12,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from bulktag.pipeline.runners import find_disk_error
 from bulktag.transforms import parquet, tables
 from bulktag.transforms.parquet import ParquetFile, count_images
-from bulktag.transforms.records import ImageError, ImageInfo, ScoredBatch, StagedFile, errors_schema
+from bulktag.transforms.records import ImageError, ImageInfo, ScoredBatch, StagedFile, errors_schema, pack_images
 from bulktag.transforms.staging import CommitFiles, read_manifest
 from bulktag.transforms.tables import (
     TagSettings,
@@ -37,7 +37,7 @@ def _info(i, **changes):
 def _batch(scores_BL, first=0):
     scores_BL = np.asarray(scores_BL, np.float32)
     infos = [_info(first + i) for i in range(len(scores_BL))]
-    return ScoredBatch(infos, np.arange(len(infos) * 4, dtype=np.float32).reshape(-1, 4), scores_BL)
+    return ScoredBatch(pack_images(infos), np.arange(len(infos) * 4, dtype=np.float32).reshape(-1, 4), scores_BL)
 
 
 def _settings(**changes):
@@ -68,7 +68,7 @@ def test_top_k_limits_the_tags():
 
 def test_what_is_not_known_is_null():
     batch = _batch(SCORES[:1])
-    batch.images[0] = _info(0, num_bytes=-1, modified_us=-1)
+    batch.images = pack_images([_info(0, num_bytes=-1, modified_us=-1)])
     row = build_tags(batch, _settings(), NOW_US).to_pylist()[0]
     assert (row["bytes"], row["modified"]) == (None, None)
 
@@ -165,7 +165,9 @@ def test_row_groups_are_full_whatever_the_batches_are(tmp_path, monkeypatch):
 def test_wide_rows_reach_the_disk_before_a_row_group_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "MAX_BUFFER_BYTES", 100_000)
     settings = _settings(embedding=True)
-    batch = ScoredBatch([_info(i) for i in range(8)], np.zeros((8, 2048), np.float32), np.full((8, 3), 0.5, np.float32))
+    batch = ScoredBatch(
+        pack_images(map(_info, range(8))), np.zeros((8, 2048), np.float32), np.full((8, 3), 0.5, np.float32)
+    )
     _, found = _write(tmp_path / "a.parquet", [build_tags(batch, settings, NOW_US)] * 5, settings.schema)
     assert [found.metadata.row_group(i).num_rows for i in range(found.num_row_groups)] == [16, 16, 8]
 
