@@ -49,6 +49,10 @@ format: install-dev ## format the code
 
 check: lint test ## what a change must pass
 
+.PHONY: bench
+bench: install ## measure speed and memory beside the peers; BENCH='--suite retag --images photos/' passes options
+	@$(BIN)/python -m benchmarks.bench $(BENCH)
+
 lock: ## resolve the newest versions of everything into requirements.lock
 	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	@$(VENV)-lock/bin/python -m pip install --quiet '.[cpu,dev,gcp]'

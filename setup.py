@@ -36,12 +36,15 @@ CPU = [
     "tensorflow>=2.21.0,<2.22; platform_machine != 'x86_64' and platform_machine != 'AMD64'",
 ]
 GPU = ["tensorflow[and-cuda]>=2.21.0,<2.22"]
+# For CPU fleets. NNCF rounds networks to int8; its telemetry and OpenVINO's are kept from being loaded.
+OPENVINO = ["openvino>=2026.4.1", "nncf>=3.4.0"]
 GCP = ["apache-beam[gcp]>=2.77.0,<3", "google-cloud-storage>=3.17.1"]
 TENSORBOARD = ["tensorboard>=2.21.0"]
 QUERY = ["duckdb>=2.0.0"]
 DEV = [
     *QUERY,
     *TENSORBOARD,
+    *OPENVINO,
     "hypothesis>=6.170.15",
     "pandas>=3.1.1",
     "polars>=2.1.0",
@@ -67,6 +70,14 @@ setup(
     },
     package_data={"bulktag": ["VERSION"], "bulktag.model": ["data/*", "*.html"]},
     install_requires=REQUIREMENTS,
-    extras_require={"cpu": CPU, "gpu": GPU, "gcp": GCP, "tensorboard": TENSORBOARD, "query": QUERY, "dev": DEV},
+    extras_require={
+        "cpu": CPU,
+        "gpu": GPU,
+        "openvino": OPENVINO,
+        "gcp": GCP,
+        "tensorboard": TENSORBOARD,
+        "query": QUERY,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["bulktag = bulktag.pipeline.cli:main"]},
 )

@@ -19,16 +19,16 @@ from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bulktag.model.tensorflow_engine import TensorFlowEngine
 from bulktag.model.image import RESIZE_MODES, ImageLimits, load_image
 from bulktag.model.imagenet import build_imagenet_classifier
+from bulktag.model.tensorflow_engine import TensorFlowEngine
 from bulktag.pipeline.console import print_table
 
 BATCH = 32
 SEEDS = 3
 
 
-def bottlenecks(engine: Engine, paths: list[pathlib.Path], size_px: int, resize: str) -> np.ndarray:
+def bottlenecks(engine: TensorFlowEngine, paths: list[pathlib.Path], size_px: int, resize: str) -> np.ndarray:
     """float32[N, D] of the images, in order."""
     parts = []
     for start in range(0, len(paths), BATCH):

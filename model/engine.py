@@ -8,40 +8,20 @@ Array suffixes: n images, S side of the network's square, C channels, D bottlene
 """
 
 import dataclasses
+import pathlib
 
 import numpy as np
 
 from bulktag.model import openvino_engine
+from bulktag.model.engine_settings import ENGINES, PRECISIONS, EngineSettings
 from bulktag.model.fixed_batch import FixedBatchEngine
 from bulktag.model.graphs import GraphDef
 from bulktag.model.hardware import bf16_instructions, describe_device
 from bulktag.model.openvino_engine import OpenVinoEngine, UnsupportedGraph
 from bulktag.model.tensorflow_engine import TensorFlowEngine
 
-ENGINES = ("auto", "tensorflow", "openvino")
 # What reduced precision speeds up.
 _MULTIPLYING = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "BatchMatMulV2", "Einsum")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineSettings:
-    """How a network is executed in a worker.
-
-    Attributes:
-      batch_size: the engine's fixed batch; shorter batches are padded to it.
-      device: "auto", "cpu" or "gpu"; "gpu" fails where there is none.
-      engine: one of ENGINES; "auto" takes OpenVINO on a CPU where it is installed, because it was faster there on
-        every network and precision measured, else TensorFlow.
-      precision: one of PRECISIONS; "auto" takes fp16 on a GPU, bf16 on a CPU with instructions for it, else fp32.
-      quantised: for int8, the `.xml` file that `bulktag.model.quantise` wrote.
-    """
-
-    batch_size: int = 32
-    device: str = "auto"
-    engine: str = "auto"
-    precision: str = "auto"
-    quantised: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +94,11 @@ def build_backbone_engine(graph_def: GraphDef, settings: EngineSettings) -> Fixe
     if not any(node.op in _MULTIPLYING for node in graph_def.node):  # nothing to gain, digits to lose
         return TensorFlowEngine(graph_def, settings.batch_size, settings.device)
     if choice.engine == "openvino":
-        model = settings.quantised if choice.precision == "int8" else graph_def
+        model = graph_def
+        if choice.precision == "int8":
+            if not settings.quantised:
+                raise ValueError("expected a quantised network for precision int8, got none")
+            model = str(pathlib.Path(settings.quantised, "int8.xml"))
         try:
             return OpenVinoEngine(model, settings.batch_size, precision=choice.precision)
         except UnsupportedGraph:

@@ -4,9 +4,9 @@ import functools
 import pathlib
 
 import joblib
-import tensorflow as tf
 
-DEVICES = ("auto", "cpu", "gpu")
+from bulktag.model.engine_settings import DEVICES
+
 # Instructions that multiply bfloat16 numbers, as Linux names them. Without one of them bfloat16 is emulated and slower
 # than float32. Source: oneDNN, https://uxlfoundation.github.io/oneDNN/dev_guide_data_types.html
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16")
@@ -14,6 +14,8 @@ _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
 def _gpu_name() -> str | None:
+    import tensorflow as tf  # seconds, which `--help` need not wait for
+
     gpus = tf.config.list_physical_devices("GPU")
     return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "unnamed") if gpus else None
 
@@ -40,6 +42,8 @@ def choose_training_device(device: str = "auto") -> str:
     Raises:
       ValueError: see `describe_device`.
     """
+    import tensorflow as tf
+
     described = describe_device(device)
     if device == "cpu" and tf.config.list_physical_devices("GPU"):
         tf.config.set_visible_devices([], "GPU")

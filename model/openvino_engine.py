@@ -5,6 +5,7 @@ Array suffixes: B the fixed batch, X the rest as the graph has it.
 
 import importlib.util
 import pathlib
+import sys
 import tempfile
 import threading
 
@@ -24,6 +25,18 @@ class UnsupportedGraph(ValueError):
 def is_installed() -> bool:
     """Whether the extra is there; does not load it."""
     return importlib.util.find_spec("openvino") is not None
+
+
+def load_openvino():
+    """The module `openvino`, without its telemetry.
+
+    OpenVINO sends an event to Google Analytics when it is imported, unless the package openvino_telemetry, which its
+    wheel requires, cannot be.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)
+    import openvino
+
+    return openvino
 
 
 class OpenVinoEngine(FixedBatchEngine):
@@ -50,9 +63,7 @@ class OpenVinoEngine(FixedBatchEngine):
         num_threads: int | None = None,
         precision: str = "fp32",
     ):
-        import openvino
-
-        core = openvino.Core()
+        core = load_openvino().Core()
         (source,) = inputs
         try:
             network = read_graph(core, model) if isinstance(model, GraphDef) else core.read_model(model)

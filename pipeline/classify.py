@@ -7,7 +7,8 @@ import numpy as np
 import requests
 import urllib3
 
-from bulktag.model.engine import EngineSettings, Tagger, choose_engine
+from bulktag.model.engine import Tagger, choose_engine
+from bulktag.model.engine_settings import EngineSettings
 from bulktag.model.image import DEFAULT_RESIZE, BadImage, ImageLimits, load_image
 from bulktag.model.tags import rank_tags
 from bulktag.pipeline.config import IMAGENET, ClassifyConfig

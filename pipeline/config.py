@@ -6,8 +6,7 @@ A field's metadata holds its help text, and what argparse needs to know. `""` st
 import dataclasses
 from typing import Any
 
-from bulktag.model.engine import ENGINES, PRECISIONS, EngineSettings
-from bulktag.model.hardware import DEVICES
+from bulktag.model.engine_settings import DEVICES, ENGINES, PRECISIONS, EngineSettings
 from bulktag.model.image import DEFAULT_RESIZE, RESIZE_MODES, ImageLimits
 from bulktag.pipeline.options import NOT_NEGATIVE, POSITIVE, SHARE, convert_value, option
 

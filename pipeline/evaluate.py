@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from bulktag.model.bundle import Bundle
-from bulktag.model.engine import EngineSettings, build_head_engine
+from bulktag.model.engine import build_head_engine
+from bulktag.model.engine_settings import EngineSettings
 from bulktag.model.evaluation_files import predictions, write_evaluation
 from bulktag.model.metrics import Evaluation, MultiLabelEvaluation, evaluate_multi_label, evaluate_scores
 from bulktag.model.report import ReportContext, write_report

@@ -11,10 +11,12 @@ from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import ExtractConfig
 from bulktag.pipeline.console import OUT, ProgressDisplay, print_table, say
 from bulktag.pipeline.network import resolve_backbone
+from bulktag.pipeline.precision import settle_precision
 from bulktag.pipeline.runners import JobFailed, choose_runner, run_pipeline
 from bulktag.transforms import files
 from bulktag.transforms.examples import NO_LABEL, ShardSettings, WriteExamples
 from bulktag.transforms.infer import BackboneHandler, InferBatches
+from bulktag.transforms.loading import LoadSettings
 from bulktag.transforms.manifests import label_columns
 from bulktag.transforms.read import ReadImages
 from bulktag.transforms.records import SPLITS, errors_schema
@@ -47,17 +49,24 @@ def run_extract(config: ExtractConfig) -> dict:
     shards = ShardSettings(config.split, config.split_seed, config.compression)
     runner = choose_runner(config.beam, config.workers)
     record = outcome.RunRecord("extract", publish.new_run_id(), config)
-    engine = choose_engine(config.engine_settings)
-    record.note(engine=str(engine), device=engine.device, runner=runner.name)
+    device = choose_engine(config.engine_settings).device  # a mistake is heard before anything is built
+    record.note(runner=runner.name, device=device)
     backbone = resolve_backbone(config)
-    say(f"engine: {engine}; runner: {runner.name}")
 
     with publish.staging(output, record.run_id) as made:
         backbone_dir = files.join(made.final, "backbone")
         files.write_folder(backbone.save, backbone_dir)
+        load = LoadSettings(backbone.spec.image_size_px, config.resize, config.limits, config.read_threads)
+        settings, agreement = settle_precision(
+            config.engine_settings, sources, load, (backbone.spec, backbone.graph_def), None,
+            files.join(made.work, "int8"),
+        )  # fmt: skip
+        record.note(engine=str(choose_engine(settings)), **({"int8": agreement} if agreement else {}))
+        say(f"engine: {record.facts['engine']}; runner: {runner.name}")
+        handler = BackboneHandler(backbone_dir, settings)
 
         def build(pipeline: beam.Pipeline, progress_dir: str | None) -> None:
-            build_extract(pipeline, config, sources, shards, backbone.spec, backbone_dir, made.work, progress_dir,
+            build_extract(pipeline, config, sources, shards, backbone.spec, handler, made.work, progress_dir,
                           record.run_id)  # fmt: skip
 
         with ProgressDisplay("extract") as display:
@@ -77,7 +86,7 @@ def _check_labels(config: ExtractConfig, sources: tuple[Source, ...]) -> None:
 
 def build_extract(
     pipeline: beam.Pipeline, config: ExtractConfig, sources: tuple[Source, ...], shards: ShardSettings,
-    backbone: BackboneSpec, backbone_dir: str, staging_dir: str, progress_dir: str | None, run_id: str,
+    backbone: BackboneSpec, handler: BackboneHandler, staging_dir: str, progress_dir: str | None, run_id: str,
 ) -> None:  # fmt: skip
     """Wire the graph."""
     matched = pipeline | "Match" >> MatchImages(sources, config.labels, config.label_separator, progress_dir)
@@ -85,7 +94,6 @@ def build_extract(
         backbone.image_size_px, config.resize, config.limits, config.batch_size, config.read_threads,
         config.store_images, progress_dir,
     )  # fmt: skip
-    handler = BackboneHandler(backbone_dir, config.engine_settings)
     bottlenecks = read["batches"] | "Infer" >> InferBatches(handler, progress_dir)
     examples = bottlenecks | "Write" >> WriteExamples(staging_dir, matched["labels"], shards)
     errors = (matched["errors"], read["errors"]) | "AllErrors" >> beam.Flatten() | WriteErrors(staging_dir, run_id)

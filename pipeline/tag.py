@@ -6,15 +6,19 @@ import apache_beam as beam
 
 from bulktag.model.bundle import Bundle
 from bulktag.model.engine import choose_engine
+from bulktag.model.engine_settings import EngineSettings
+from bulktag.model.hardware import describe_device
 from bulktag.model.image import DEFAULT_RESIZE
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import TagConfig
 from bulktag.pipeline.console import OUT, ProgressDisplay, print_table, say
 from bulktag.pipeline.network import check_examples, resolve_bundle
+from bulktag.pipeline.precision import settle_precision
 from bulktag.pipeline.runners import JobFailed, choose_runner, run_pipeline
 from bulktag.transforms import files
 from bulktag.transforms.examples import ReadExamples, list_shards
-from bulktag.transforms.infer import EngineSettings, HeadHandler, InferBatches, TaggerHandler
+from bulktag.transforms.infer import HeadHandler, InferBatches, TaggerHandler
+from bulktag.transforms.loading import LoadSettings
 from bulktag.transforms.manifests import label_columns
 from bulktag.transforms.read import ReadImages
 from bulktag.transforms.records import ScoredBatch, errors_schema
@@ -43,15 +47,17 @@ def run_tag(config: TagConfig) -> dict:
     publish.check_apart(output, (source.uri for source in sources if source.kind == "folder"))
     runner = choose_runner(config.beam, config.workers)
     record = outcome.RunRecord("tag", publish.new_run_id(), config)
-    engine = choose_engine(config.engine_settings)
-    record.note(run_date=_run_date(config, record), engine=str(engine), device=engine.device, runner=runner.name)
+    device = choose_engine(config.engine_settings).device  # a mistake is heard before anything is loaded
+    record.note(run_date=_run_date(config, record), runner=runner.name, device=device)
 
     with publish.staging(output, record.run_id) as made:
         model_dir = files.join(made.work, "model")
         bundle, model_dir = resolve_bundle(config, model_dir, config.resize or DEFAULT_RESIZE)
         _check_resize(config, bundle)
         record.note(model_id=bundle.model_id, resize=bundle.resize, backbone=bundle.info["backbone"])
-        say(f"model: {bundle.model_id}, {len(bundle.labels)} labels; engine: {engine}; runner: {runner.name}")
+        engine_settings = _settle_engine(config, sources, bundle, record, made, from_examples)
+        say(f"model: {bundle.model_id}, {len(bundle.labels)} labels; engine: {record.facts['engine']}; "
+            f"runner: {runner.name}")  # fmt: skip
         settings = _tag_settings(config, bundle, record.run_id)
         expected = sum(check_examples(sources[0].uri, bundle).values()) if from_examples else None
 
@@ -59,7 +65,8 @@ def run_tag(config: TagConfig) -> dict:
             if from_examples:
                 build_retag(pipeline, config, sources, bundle, model_dir, settings, made.work, progress_dir)
             else:
-                build_tag(pipeline, config, sources, bundle, model_dir, settings, made.work, progress_dir)
+                handler = TaggerHandler(model_dir, engine_settings)
+                build_tag(pipeline, config, sources, bundle, handler, settings, made.work, progress_dir)
 
         with ProgressDisplay("tag") as display:
             record.note(counters=run_pipeline(runner, build, display))
@@ -86,6 +93,23 @@ def _run_date(config: TagConfig, record: outcome.RunRecord) -> str:
     return date.isoformat()
 
 
+def _settle_engine(
+    config: TagConfig, sources: tuple[Source, ...], bundle: Bundle, record: outcome.RunRecord, made: publish.Staging,
+    from_examples: bool,
+) -> EngineSettings:  # fmt: skip
+    """Choose what runs the network; stored bottlenecks need only the head, which is always the same."""
+    if from_examples:
+        record.note(engine=f"tensorflow, fp32, {describe_device(config.device)}")
+        return config.engine_settings
+    load = LoadSettings(bundle.backbone.image_size_px, bundle.resize, config.limits, config.read_threads)
+    backbone = (bundle.backbone, bundle.backbone_graph()) if config.precision == "int8" else (bundle.backbone, None)
+    settings, agreement = settle_precision(
+        config.engine_settings, sources, load, backbone, bundle.head_graph(), files.join(made.work, "int8")
+    )
+    record.note(engine=str(choose_engine(settings)), **({"int8": agreement} if agreement else {}))
+    return settings
+
+
 def _check_resize(config: TagConfig, bundle: Bundle) -> None:
     if config.resize and config.resize != bundle.resize:
         raise ValueError(
@@ -102,7 +126,7 @@ def _tag_settings(config: TagConfig, bundle: Bundle, run_id: str) -> TagSettings
 
 
 def build_tag(
-    pipeline: beam.Pipeline, config: TagConfig, sources: tuple[Source, ...], bundle: Bundle, model_dir: str,
+    pipeline: beam.Pipeline, config: TagConfig, sources: tuple[Source, ...], bundle: Bundle, handler: TaggerHandler,
     settings: TagSettings, staging_dir: str, progress_dir: str | None,
 ) -> None:  # fmt: skip
     """Wire the graph from images."""
@@ -111,7 +135,6 @@ def build_tag(
         bundle.backbone.image_size_px, bundle.resize, config.limits, config.batch_size, config.read_threads,
         progress_dir=progress_dir,
     )  # fmt: skip
-    handler = TaggerHandler(model_dir, config.engine_settings)
     scored = read["batches"] | "Infer" >> InferBatches(handler, progress_dir)
     tags = scored | "Tags" >> WriteTags(staging_dir, settings)
     errors = (matched["errors"], read["errors"]) | "AllErrors" >> beam.Flatten()

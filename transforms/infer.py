@@ -12,7 +12,8 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from bulktag.model.backbone import load_backbone
 from bulktag.model.bundle import load_bundle
-from bulktag.model.engine import EngineSettings, Tagger, build_backbone_engine, build_head_engine
+from bulktag.model.engine import Tagger, build_backbone_engine, build_head_engine
+from bulktag.model.engine_settings import EngineSettings
 from bulktag.model.fixed_batch import FixedBatchEngine
 from bulktag.transforms import files
 from bulktag.transforms.progress import add_progress
@@ -26,6 +27,11 @@ class _WholeBatchHandler(ModelHandler):
         super().__init__(min_batch_size=1, max_batch_size=1)
         self._folder, self._settings = folder, settings
 
+    def _local_settings(self) -> EngineSettings:
+        if not self._settings.quantised:
+            return self._settings
+        return dataclasses.replace(self._settings, quantised=files.fetch_folder(self._settings.quantised))
+
     def get_num_bytes(self, batch: Sequence) -> int:
         """Bytes of the arrays; the default pickles them."""
         return sum(_nbytes(item) for item in batch)
@@ -33,6 +39,11 @@ class _WholeBatchHandler(ModelHandler):
     def get_metrics_namespace(self) -> str:
         """Where Beam counts batches and latencies."""
         return "infer"
+
+
+def _count(engine: FixedBatchEngine | Tagger, num_images: int) -> None:
+    """The counters of a run say what scored how many of its images: workers may differ in their processors."""
+    beam.metrics.Metrics.counter("engine", engine.description).inc(num_images)
 
 
 def _nbytes(batch: PixelBatch | ScoredBatch) -> int:
@@ -45,13 +56,14 @@ class BackboneHandler(_WholeBatchHandler):
     def load_model(self) -> FixedBatchEngine:
         """Once a process."""
         backbone = load_backbone(files.fetch_folder(self._folder))
-        return build_backbone_engine(backbone.graph_def, self._settings)
+        return build_backbone_engine(backbone.graph_def, self._local_settings())
 
     def run_inference(
         self, batch: Sequence[PixelBatch], model: FixedBatchEngine, inference_args=None
     ) -> Iterable[ScoredBatch]:
         """One result for each batch."""
         for item in batch:
+            _count(model, item.images.num_rows)
             yield ScoredBatch(item.images, model.run(item.pixels_BHWC), None)
 
 
@@ -61,11 +73,12 @@ class TaggerHandler(_WholeBatchHandler):
     def load_model(self) -> Tagger:
         """Once a process."""
         bundle = load_bundle(files.fetch_folder(self._folder))
-        return Tagger(bundle.backbone_graph(), bundle.head_graph(), self._settings)
+        return Tagger(bundle.backbone_graph(), bundle.head_graph(), self._local_settings())
 
     def run_inference(self, batch: Sequence[PixelBatch], model: Tagger, inference_args=None) -> Iterable[ScoredBatch]:
         """One result for each batch."""
         for item in batch:
+            _count(model, item.images.num_rows)
             bottleneck_BD, scores_BL = model.run(item.pixels_BHWC)
             yield ScoredBatch(item.images, bottleneck_BD, scores_BL)
 
@@ -82,6 +95,7 @@ class HeadHandler(_WholeBatchHandler):
     ) -> Iterable[ScoredBatch]:
         """One result for each batch."""
         for item in batch:
+            _count(model, item.images.num_rows)
             yield ScoredBatch(item.images, item.bottleneck_BD, model.run(item.bottleneck_BD))
 
 
