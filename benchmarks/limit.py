@@ -105,7 +105,7 @@ def measure_limit(paths: list[pathlib.Path], bundle, settings: dict) -> dict:
     decoding = measure_decoding(paths, size_px, bundle.resize)
     one_core, all_cores = (decoding[f"decode_images_per_s_{cores}"] for cores in ("one_core", "all_cores"))
     return {
-        "engine": str(tagger.description),
+        "engine": tagger.describe(),
         "batch_size": batch_size,
         "engine_images_per_s": engine_rate,
         **decoding,

@@ -92,7 +92,7 @@ def build_backbone_engine(graph_def: GraphDef, settings: EngineSettings) -> Fixe
     """
     choice = choose_engine(settings)
     if not any(node.op in _MULTIPLYING for node in graph_def.node):  # nothing to gain, digits to lose
-        return TensorFlowEngine(graph_def, settings.batch_size, settings.device)
+        return _tensorflow(graph_def, settings)
     if choice.engine == "openvino":
         model = graph_def
         if choice.precision == "int8":
@@ -100,11 +100,13 @@ def build_backbone_engine(graph_def: GraphDef, settings: EngineSettings) -> Fixe
                 raise ValueError("expected a quantised network for precision int8, got none")
             model = str(pathlib.Path(settings.quantised, "int8.xml"))
         try:
-            return OpenVinoEngine(model, settings.batch_size, precision=choice.precision)
+            return OpenVinoEngine(
+                model, settings.batch_size, precision=choice.precision, num_threads=settings.num_threads
+            )
         except UnsupportedGraph:
             if settings.engine != "auto" or choice.precision == "int8":
                 raise
-    return TensorFlowEngine(graph_def, settings.batch_size, settings.device, precision=choice.precision)
+    return _tensorflow(graph_def, settings, precision=choice.precision)
 
 
 def build_head_engine(graph_def: GraphDef, settings: EngineSettings) -> FixedBatchEngine:
@@ -113,8 +115,12 @@ def build_head_engine(graph_def: GraphDef, settings: EngineSettings) -> FixedBat
     A head is a hundredth of a network's work, and so an image has the same scores whether its bottleneck was computed
     a moment ago or was stored.
     """
+    return _tensorflow(graph_def, settings, inputs=("bottleneck",), outputs=("scores",))
+
+
+def _tensorflow(graph_def: GraphDef, settings: EngineSettings, **options) -> TensorFlowEngine:
     return TensorFlowEngine(
-        graph_def, settings.batch_size, settings.device, inputs=("bottleneck",), outputs=("scores",)
+        graph_def, settings.batch_size, settings.device, num_threads=settings.num_threads, **options
     )
 
 
@@ -124,7 +130,10 @@ class Tagger:
     def __init__(self, backbone_graph: GraphDef, head_graph: GraphDef, settings: EngineSettings):
         self._backbone = build_backbone_engine(backbone_graph, settings)
         self._head = build_head_engine(head_graph, settings)
-        self.description = self._backbone.description
+
+    def describe(self) -> str:
+        """Engine, precision and device of the network, as a user reads them."""
+        return self._backbone.describe()
 
     def run(self, pixels_nSSC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Compute bottlenecks float32[n, D] and scores float32[n, L] for up to a batch of uint8[n, S, S, 3].

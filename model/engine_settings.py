@@ -18,6 +18,9 @@ class EngineSettings:
         every network and precision measured, else TensorFlow.
       precision: one of PRECISIONS; "auto" takes fp16 on a GPU, bf16 on a CPU with instructions for it, else fp32.
       quantised: for int8, the folder with what `bulktag.model.quantise` wrote.
+      model_copies: most copies of the model on one machine, shared by its worker processes through sockets; 0: one for
+        all processes on a GPU, one a process on a CPU.
+      num_threads: CPU threads of each copy; 0: one for each core.
     """
 
     batch_size: int = 32
@@ -25,3 +28,5 @@ class EngineSettings:
     engine: str = "auto"
     precision: str = "auto"
     quantised: str = ""
+    model_copies: int = 0
+    num_threads: int = 0

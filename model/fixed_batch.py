@@ -24,8 +24,12 @@ class FixedBatchEngine(abc.ABC):
     def __init__(self, batch_size: int, source: str, dtype, row_shape: tuple[int | None, ...], description: str):
         if batch_size < 1:
             raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
-        self.batch_size, self.description = batch_size, description
+        self.batch_size, self._description = batch_size, description
         self._source, self._dtype, self._row_shape = source, np.dtype(dtype), row_shape
+
+    def describe(self) -> str:
+        """Engine, precision and device, as a user reads them. A method, because other processes ask through a proxy."""
+        return self._description
 
     def run(self, rows_nX: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]:
         """Compute the outputs for up to B rows. Threads may call it at the same time.

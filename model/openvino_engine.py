@@ -47,7 +47,7 @@ class OpenVinoEngine(FixedBatchEngine):
       batch_size: B.
       inputs: name of the input tensor, as a tuple of one.
       outputs: names of the tensors to compute.
-      num_threads: CPU threads; None: one for each core this process may use.
+      num_threads: CPU threads; 0: one for each core this process may use.
       precision: "fp32", "bf16", or "int8" for a model whose layers are quantised already.
     Raises:
       UnsupportedGraph: OpenVINO cannot convert or compile it.
@@ -60,7 +60,7 @@ class OpenVinoEngine(FixedBatchEngine):
         *,
         inputs: tuple[str, ...] = ("pixels",),
         outputs: tuple[str, ...] = ("bottleneck",),
-        num_threads: int | None = None,
+        num_threads: int = 0,
         precision: str = "fp32",
     ):
         core = load_openvino().Core()
@@ -74,6 +74,7 @@ class OpenVinoEngine(FixedBatchEngine):
                 "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
                 "INFERENCE_NUM_THREADS": num_threads or num_cores(),
                 "NUM_STREAMS": 1,  # the cores share one batch
+                "ENABLE_CPU_PINNING": False,  # several processes would all be pinned to the same first cores
             }
             self._compiled = core.compile_model(network, "CPU", settings)
         except RuntimeError as error:

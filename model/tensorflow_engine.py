@@ -27,7 +27,7 @@ class TensorFlowEngine(FixedBatchEngine):
       device: "auto", "cpu" or "gpu".
       inputs: name of the input tensor, as a tuple of one.
       outputs: names of the tensors to compute.
-      num_threads: CPU threads for one operation; None: one for each core this process may use. TensorFlow shares its
+      num_threads: CPU threads for one operation; 0: one for each core this process may use. TensorFlow shares its
         threads: the first engine of a process decides.
       precision: of the multiplications: "fp32", "bf16" (CPU) or "fp16" (GPU). Results are float32 in any case.
     Raises:
@@ -42,7 +42,7 @@ class TensorFlowEngine(FixedBatchEngine):
         *,
         inputs: tuple[str, ...] = ("pixels",),
         outputs: tuple[str, ...] = ("bottleneck",),
-        num_threads: int | None = None,
+        num_threads: int = 0,
         precision: str = "fp32",
     ):
         names = {node.name for node in graph_def.node}

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from bulktag.model.engine_settings import DEVICES, ENGINES, PRECISIONS, EngineSettings
+from bulktag.model.hardware import num_cores
 from bulktag.model.image import DEFAULT_RESIZE, RESIZE_MODES, ImageLimits
 from bulktag.pipeline.options import NOT_NEGATIVE, POSITIVE, SHARE, convert_value, option
 
@@ -74,15 +75,25 @@ class _Execution:
         "auto", "of the network's multiplications; auto: fp16 on a GPU, bf16 on a CPU that has it, else fp32; int8 is "
         "measured on a sample first", choices=PRECISIONS
     )  # fmt: skip
-    workers: int = option(
-        1, "worker processes on this machine, each with the whole model in memory", metavar="N", within=POSITIVE
-    )
+    workers: int = option(1, "worker processes on this machine", metavar="N", within=POSITIVE)
+    model_copies: int = option(
+        0, "models on one machine, shared by its worker processes; 0: one on a GPU, one a process on a CPU",
+        metavar="N", within=NOT_NEGATIVE
+    )  # fmt: skip
     beam: tuple[str, ...] = option((), "Beam's own options, as on its command line", metavar="FLAG")
 
     @property
     def engine_settings(self) -> EngineSettings:
         """How workers execute the network."""
-        return EngineSettings(self.batch_size, self.device, self.engine, self.precision)
+        return EngineSettings(
+            self.batch_size, self.device, self.engine, self.precision, model_copies=self.model_copies,
+            num_threads=self._threads_a_copy(),
+        )  # fmt: skip
+
+    def _threads_a_copy(self) -> int:
+        """The copies on this machine share its cores; 0 where there is but one, or it is another machine's matter."""
+        copies = self.model_copies or self.workers
+        return 0 if copies == 1 else max(1, num_cores() // copies)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -187,10 +187,12 @@ def test_images_that_several_sources_name_have_one_row(tmp_path, bundle_dir):
     check_run(tree, bundle_dir, tmp_path / "out", sources)
 
 
-def test_every_image_has_one_row_with_two_worker_processes(tmp_path, bundle_dir):
+@pytest.mark.parametrize("model_copies", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_image_has_one_row_with_two_worker_processes(tmp_path, bundle_dir, model_copies):
     rng = random.Random(11)
     tree = grow_tree(tmp_path / "in", rng, num=80)
-    check_run(tree, bundle_dir, tmp_path / "out", [tree.root, write_manifest(tree, rng)], workers=2)
+    check_run(tree, bundle_dir, tmp_path / "out", [tree.root, write_manifest(tree, rng)], workers=2,
+              model_copies=model_copies)  # fmt: skip
     query = f"SELECT count(*), count(DISTINCT uri) FROM '{tmp_path}/out/*/*/*.parquet'"
     total = len(tree.tagged) + len(tree.failed)
     assert duckdb.sql(query).fetchall() == [(total, total)]

@@ -15,6 +15,7 @@ from bulktag.model.bundle import load_bundle
 from bulktag.model.engine import Tagger, build_backbone_engine, build_head_engine
 from bulktag.model.engine_settings import EngineSettings
 from bulktag.model.fixed_batch import FixedBatchEngine
+from bulktag.model.hardware import describe_device
 from bulktag.transforms import files
 from bulktag.transforms.progress import add_progress
 from bulktag.transforms.records import PixelBatch, ScoredBatch
@@ -32,6 +33,20 @@ class _WholeBatchHandler(ModelHandler):
             return self._settings
         return dataclasses.replace(self._settings, quantised=files.fetch_folder(self._settings.quantised))
 
+    def share_model_across_processes(self) -> bool:
+        """Whether the worker processes of a machine use the model of one of them; Beam asks in each of them.
+
+        A GPU's memory holds one copy, and its processes take turns anyhow. On a CPU a copy a process is faster: pixels
+        need not travel between them.
+        """
+        if self._settings.model_copies:
+            return True
+        return describe_device(self._settings.device) != "CPU"
+
+    def model_copies(self) -> int:
+        """How many models the processes of a machine share."""
+        return self._settings.model_copies or 1
+
     def get_num_bytes(self, batch: Sequence) -> int:
         """Bytes of the arrays; the default pickles them."""
         return sum(_nbytes(item) for item in batch)
@@ -43,7 +58,7 @@ class _WholeBatchHandler(ModelHandler):
 
 def _count(engine: FixedBatchEngine | Tagger, num_images: int) -> None:
     """The counters of a run say what scored how many of its images: workers may differ in their processors."""
-    beam.metrics.Metrics.counter("engine", engine.description).inc(num_images)
+    beam.metrics.Metrics.counter("engine", engine.describe()).inc(num_images)
 
 
 def _nbytes(batch: PixelBatch | ScoredBatch) -> int:

@@ -40,7 +40,7 @@ def test_every_engine_computes_what_fp32_computes(network, pictures, engine, pre
     pixels_BHWC = pictures[:30]
     expected_BD = TensorFlowEngine(network.graph_def, 30, "cpu").run(pixels_BHWC)
     built = build_backbone_engine(network.graph_def, EngineSettings(16, "cpu", engine, precision))
-    assert built.description == f"{engine}, {precision}, CPU"
+    assert built.describe() == f"{engine}, {precision}, CPU"
     actual_BD = np.concatenate([built.run(pixels_BHWC[:16]), built.run(pixels_BHWC[16:])])  # a whole and a short batch
     assert actual_BD.dtype == np.float32
     assert cosines(actual_BD, expected_BD).min() > (0.99999 if precision == "fp32" else 0.995)
@@ -108,7 +108,7 @@ def test_a_graph_that_openvino_cannot_run_falls_to_tensorflow_under_auto_only():
         return tf.math.igamma(tf.ones_like(rows), tf.matmul(rows, tf.eye(48) / 255.0))
 
     graph_def = freeze(bottleneck, tf.TensorSpec([None, 4, 4, 3], tf.uint8, "pixels"), "bottleneck")
-    assert build_backbone_engine(graph_def, EngineSettings(2, "cpu")).description.startswith("tensorflow")
+    assert build_backbone_engine(graph_def, EngineSettings(2, "cpu")).describe().startswith("tensorflow")
     with pytest.raises(UnsupportedGraph, match="OpenVINO cannot run the network"):
         build_backbone_engine(graph_def, EngineSettings(2, "cpu", "openvino"))
 
@@ -117,7 +117,7 @@ def test_a_network_without_multiplications_keeps_all_its_digits():
     graph_def = build_backbone("pixels", "none", image_size_px=4).graph_def
     pixels_BHWC = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)
     built = build_backbone_engine(graph_def, EngineSettings(2, "cpu"))
-    assert built.description == "tensorflow, fp32, CPU"
+    assert built.describe() == "tensorflow, fp32, CPU"
     np.testing.assert_allclose(built.run(pixels_BHWC), pixels_BHWC.reshape(2, -1) / 255, rtol=1e-6)
 
 

@@ -145,3 +145,15 @@ def test_a_gpu_that_is_not_there_is_refused_by_the_worker(backbone_dir, monkeypa
     monkeypatch.setattr("bulktag.model.hardware._gpu_name", lambda: None)
     with pytest.raises(ValueError, match="expected a GPU"):
         BackboneHandler(backbone_dir, EngineSettings(device="gpu")).load_model()
+
+
+def test_a_gpu_has_one_model_for_all_processes_and_a_cpu_one_a_process(monkeypatch):
+    def shared(**settings):
+        handler = TaggerHandler("/nowhere", EngineSettings(**settings))
+        return handler.share_model_across_processes(), handler.model_copies()
+
+    assert shared() == (False, 1)
+    assert shared(model_copies=2) == (True, 2)
+    monkeypatch.setattr("bulktag.model.hardware._gpu_name", lambda: "a GPU")
+    assert shared() == (True, 1)
+    assert shared(device="cpu") == (False, 1)
