@@ -27,7 +27,7 @@ from bulktag.model.image import DEFAULT_RESIZE, ImageLimits, load_image
 from bulktag.model.imagenet import build_imagenet_classifier
 from bulktag.model.tensorflow_engine import TensorFlowEngine
 
-GAPS = (math.inf, 3.0, 2.0, 1.5, 1.0)
+GAPS = (math.inf, 3.0, 2.1, 2.0, 1.5, 1.0)
 BATCH = 32
 # Standard deviation of the grain that an enlarged photo gets, in levels: what a camera adds at ISO 400 or so.
 GRAIN_LEVELS = 4.0

@@ -53,10 +53,10 @@ IMAGE_SUFFIXES = frozenset(f"{_DECODED_SUFFIXES} {_OTHER_SUFFIXES}".split())
 # network's square, so that the filtered resize still has at least two samples for each output pixel. Measured by
 # `benchmarks/decode_scales.py` with MobileNetV2 at 224 px on 650 flower photos, enlarged 4, 6 and 8 times with grain:
 # beside full decoding, 99.7% keep their label under a head trained on these flowers, and no bottleneck's cosine is
-# below 0.9993; with 2.0, Pillow's own default in `Image.thumbnail`, the least cosine is 0.9965, and with 1.0, 0.977.
+# below 0.9989; with 2.0, Pillow's own default in `Image.thumbnail`, the least cosine is 0.9965, and with 1.0, 0.977.
 # ImageNet's own classifier, of whose classes most of these photos show none, changes its first label on 2%, and just
 # as much with a multiple of 3, where libjpeg hardly helps. A photo of 4000 x 3000 pixels is still read at a quarter.
-REDUCING_GAP = 2.15
+REDUCING_GAP = 2.1
 
 
 @dataclass(frozen=True)
