@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from bulktag.model.checkpoints import MONITORED, TrainingState
-from bulktag.model.splits import ExamplesInfo, SplitScan, read_batches
+from bulktag.model.scans import SplitScan
+from bulktag.model.splits import READ_BLOCK, ExamplesInfo, example_parser, interleave, open_shard, read_batches
 
 SCORE_BATCH = 1024
 # Records that wait in the shuffle buffer: as many as fit into this many bytes.
@@ -57,25 +58,29 @@ class Progress:
     epoch_done: bool
 
 
-def evaluation_batches(info: ExamplesInfo, split: str, scan: SplitScan, multi_label: bool) -> tf.data.Dataset:
+def evaluation_batches(info: ExamplesInfo, scan: SplitScan, multi_label: bool) -> tf.data.Dataset:
     """Feed a split once, in order: (float32[B, D], targets), from memory where the scan kept it."""
     if scan.bottleneck_ND is not None:
-        indices = tf.data.Dataset.range(scan.num_images).batch(SCORE_BATCH)
-        return indices.map(_gather(scan), num_parallel_calls=1)
-    # Batched anew after unusable records left: the same batches as from memory, and a number that Keras can know.
-    pairs = _pairs(info, split, multi_label).batch(SCORE_BATCH)
+        rows = tf.data.Dataset.range(scan.num_images).batch(SCORE_BATCH)
+        return rows.map(_gather(scan), num_parallel_calls=1)
+    pairs = read_batches(info, scan.paths, multi_label=multi_label).map(_pair)
+    if scan.num_images < scan.num_records:  # filled up again after unusable records left, as from memory
+        pairs = pairs.rebatch(SCORE_BATCH)
     return pairs.apply(tf.data.experimental.assert_cardinality(-(-scan.num_images // SCORE_BATCH)))
 
 
-def _pairs(info: ExamplesInfo, split: str, multi_label: bool) -> tf.data.Dataset:
-    batches = read_batches(info, split, multi_label=multi_label)
-    return batches.map(lambda batch: (batch["bottleneck"], batch["target"])).unbatch()
+def _pair(batch: dict) -> tuple[tf.Tensor, tf.Tensor]:
+    return batch["bottleneck"], batch["target"]
 
 
 def training_batches(
     info: ExamplesInfo, scan: SplitScan, options: FitOptions, *, first_epoch: int, weights_L: np.ndarray | None
 ) -> tf.data.Dataset:
-    """Feed the train split for all epochs that are left, each shuffled by its own seed.
+    """Feed the train split for all epochs that are left.
+
+    Each epoch reads the shards in an order of its own, and shuffles what it reads through a buffer of `SHUFFLE_BYTES`.
+    What is shuffled are serialised examples, or for a split in memory their numbers in the same order; only whole
+    batches of them are parsed or looked up.
 
     Args:
       info: of the examples.
@@ -86,32 +91,60 @@ def training_batches(
     Returns:
       A dataset of (bottlenecks, targets, sample weights), ceil(N / batch size) batches for each epoch.
     """
+    num_shards = len(scan.paths)
     num_buffered = max(MIN_SHUFFLE_RECORDS, SHUFFLE_BYTES // (4 * info.width))
-    num_buffered = min(num_buffered, scan.num_images)
+    num_buffered = min(num_buffered, scan.num_records)
+    open_numbered, look_up = _stored(scan) if scan.bottleneck_ND is not None else _streamed(info, scan, options)
 
     def one_epoch(epoch):
-        if scan.bottleneck_ND is not None:
-            records = tf.data.Dataset.range(scan.num_images)
-        else:
-            records = _pairs(info, "train", options.multi_label)
         seed = tf.constant(options.seed, tf.int64) * 1_000_003 + epoch
-        return records.shuffle(num_buffered, seed=seed, reshuffle_each_iteration=False).batch(options.batch_size)
+        shards = tf.data.Dataset.range(num_shards).shuffle(num_shards, seed=seed, reshuffle_each_iteration=False)
+        records = interleave(shards, open_numbered).unbatch()
+        batches = records.shuffle(num_buffered, seed=seed, reshuffle_each_iteration=False).batch(options.batch_size)
+        pairs = batches.map(look_up, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        # Unusable records have left: the batches are filled up again.
+        return pairs if scan.num_images == scan.num_records else pairs.rebatch(options.batch_size)
 
-    feed = tf.data.Dataset.range(first_epoch, options.epochs).flat_map(one_epoch)
-    if scan.bottleneck_ND is not None:
-        feed = feed.map(_gather(scan), num_parallel_calls=1)
-    return feed.map(_weigh(weights_L)).prefetch(4)
+    return tf.data.Dataset.range(first_epoch, options.epochs).flat_map(one_epoch).map(_weigh(weights_L)).prefetch(4)
+
+
+def _streamed(info: ExamplesInfo, scan: SplitScan, options: FitOptions):
+    """Number of a shard -> blocks of its serialised examples; a batch of those -> pairs."""
+    paths = tf.constant(scan.paths, tf.string)
+    parse = example_parser(info.width, len(info.labels), options.multi_label)
+    return lambda shard: open_shard(paths[shard]), lambda serialized_R: _pair(parse(serialized_R))
+
+
+def _stored(scan: SplitScan):
+    """Number of a shard -> blocks of the numbers of its records; a batch of those -> pairs."""
+    ends_S = tf.constant(np.cumsum(scan.shard_sizes_S))
+    sizes_S = tf.constant(scan.shard_sizes_S)
+
+    def open_numbered(shard):
+        return tf.data.Dataset.range(ends_S[shard] - sizes_S[shard], ends_S[shard]).batch(READ_BLOCK)
+
+    gather = _gather(scan)
+
+    def rows_of(record_R):
+        row_R = scan.row_of_record_M[record_R]
+        return row_R[row_R >= 0]
+
+    def look_up(record_R):
+        row_B = tf.numpy_function(rows_of, [record_R], tf.int64, stateful=False)
+        return gather(row_B)
+
+    return open_numbered, look_up
 
 
 def _gather(scan: SplitScan):
     target_type = scan.target_N.dtype
 
-    def take(indices_B):
-        return scan.bottleneck_ND[indices_B], scan.target_N[indices_B]
+    def take(row_B):
+        return scan.bottleneck_ND[row_B], scan.target_N[row_B]
 
-    def gather(indices_B):
+    def gather(row_B):
         # NumPy's own indexing, because a tensor would be a second copy of the whole split.
-        bottleneck_BD, target = tf.numpy_function(take, [indices_B], [tf.float32, target_type], stateful=False)
+        bottleneck_BD, target = tf.numpy_function(take, [row_B], [tf.float32, target_type], stateful=False)
         bottleneck_BD.set_shape([None, scan.bottleneck_ND.shape[1]])
         target.set_shape([None, *scan.target_N.shape[1:]])
         return bottleneck_BD, target
@@ -202,7 +235,7 @@ def fit_logits_model(
             callbacks.append(keras.callbacks.TensorBoard(options.log_dir, write_graph=False))
         logits_model.fit(
             training_batches(info, scans["train"], options, first_epoch=state.resumed_epochs, weights_L=weights_L),
-            validation_data=evaluation_batches(info, "validation", scans["validation"], options.multi_label),
+            validation_data=evaluation_batches(info, scans["validation"], options.multi_label),
             initial_epoch=state.resumed_epochs,
             epochs=options.epochs,
             steps_per_epoch=steps_per_epoch,

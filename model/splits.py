@@ -102,13 +102,15 @@ def read_batches(
       multi_label: a record may have any number of labels; otherwise only records with exactly one are used.
       batch_size: records parsed at once; a batch has that many or fewer.
     Returns:
-      A dataset of dicts, see `example_parser`; beside them "shard" int64[R], which of `paths` each record read is from.
+      A dataset of dicts, see `example_parser`; beside them "shard" int32[R], which of `paths` each record read is from.
     """
     parse = example_parser(info.width, len(info.labels), multi_label)
 
     def open_numbered(number, path):
         blocks = open_shard(path)
-        return blocks.map(lambda serialized_B: (serialized_B, tf.fill(tf.shape(serialized_B), number)))
+        return blocks.map(
+            lambda serialized_R: (serialized_R, tf.fill(tf.shape(serialized_R), tf.cast(number, tf.int32)))
+        )
 
     records = interleave(tf.data.Dataset.from_tensor_slices(tf.constant(paths, tf.string)).enumerate(), open_numbered)
     return (
@@ -168,7 +170,7 @@ def _usable_part(record: dict, num_labels: int, multi_label: bool) -> dict:
         keep_R = (num_known_R == 1) & (ids_R.row_lengths() == 1)
         counts["several_labels"] = tf.math.count_nonzero(ids_R.row_lengths() > 1)
         target_R = tf.cast(tf.reduce_max(known_R, axis=1), tf.int32)
-    kept = {
+    rows = {
         "bottleneck": record["image/bottleneck"],
         "target": target_R,
         "content": tf.strings.to_hash_bucket_fast(record["image/sha256"], (1 << 63) - 1),
@@ -176,7 +178,7 @@ def _usable_part(record: dict, num_labels: int, multi_label: bool) -> dict:
     # Nearly always all of them: a mask would copy the bottlenecks once more.
     kept = tf.cond(
         tf.reduce_all(keep_R),
-        lambda: kept,
-        lambda: {name: tf.boolean_mask(value, keep_R) for name, value in kept.items()},
+        lambda: rows,
+        lambda: {name: tf.boolean_mask(value, keep_R) for name, value in rows.items()},
     )
     return kept | counts | {"usable": keep_R}

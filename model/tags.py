@@ -11,6 +11,9 @@ import pyarrow as pa
 TAG_TYPE = pa.struct([pa.field("label", pa.string(), nullable=False), pa.field("score", pa.float32(), nullable=False)])
 TAGS_TYPE = pa.list_(TAG_TYPE)
 TOP_LABEL_TYPE = pa.dictionary(pa.int32(), pa.string())
+# Share of scores that reach their thresholds up to which sorting those alone is faster than looking through whole rows:
+# 0.5 against 1.7 us an image where 8 of 120 do, 1.7 against 20 where 32 of 1,000 do, 10 against 280 where 100 of 21,000.
+MAX_SORTED_SHARE = 0.3
 
 
 def rank_tags(scores_BL: np.ndarray, thresholds_L: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -35,8 +38,43 @@ def rank_tags(scores_BL: np.ndarray, thresholds_L: np.ndarray, top_k: int) -> tu
     if top_k < 1:
         raise ValueError(f"expected top_k of at least 1, got {top_k}")
     with np.errstate(invalid="ignore"):
-        passing_BL = np.where(scores_BL >= thresholds_L, scores_BL, -np.inf)
-    indices_BK = _best_indices(passing_BL, min(top_k, scores_BL.shape[1]))
+        passing_BL = scores_BL >= thresholds_L
+    num_kept = min(top_k, scores_BL.shape[1])
+    if np.count_nonzero(passing_BL) <= MAX_SORTED_SHARE * passing_BL.size:
+        return _rank_few(scores_BL, passing_BL, num_kept)
+    return _rank_many(np.where(passing_BL, scores_BL, -np.inf), num_kept)
+
+
+def _rank_few(scores_BL: np.ndarray, passing_BL: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort only the scores that pass."""
+    found = np.flatnonzero(passing_BL)  # row by row, along the labels
+    row, label = np.divmod(found, scores_BL.shape[1])
+    score = scores_BL.reshape(-1)[found]
+    order = _best_first(row, score)
+    found_B = np.bincount(row, minlength=len(scores_BL))
+    rank = np.arange(len(found)) - np.repeat(np.cumsum(found_B) - found_B, found_B)
+    best = order[rank < num]
+    place = row[best], rank[rank < num]
+    indices_BK = np.full((len(scores_BL), num), -1, np.int32)
+    ranked_BK = np.zeros((len(scores_BL), num), np.float32)
+    indices_BK[place], ranked_BK[place] = label[best], score[best]
+    return indices_BK, ranked_BK, np.minimum(found_B, num).astype(np.int32)
+
+
+def _best_first(row_T: np.ndarray, score_T: np.ndarray) -> np.ndarray:
+    """Order by row, then from the highest score to the lowest; equal scores stay as they are.
+
+    One stable sort of whole numbers, 20 times as fast as `np.lexsort` of two columns: read as integers, the bits of
+    positive floats are in the order of their values, and those of negative ones in the opposite order.
+    """
+    bits_T = (score_T + np.float32(0)).view(np.int32)  # -0.0 becomes 0.0
+    bits_T = bits_T ^ ((bits_T >> 31) & 0x7FFFFFFF)
+    return np.argsort((row_T << 33) - bits_T, kind="stable")
+
+
+def _rank_many(passing_BL: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the best of whole rows; -inf for what does not pass."""
+    indices_BK = _best_indices(passing_BL, num)
     ranked_BK = np.take_along_axis(passing_BL, indices_BK, axis=1)
     missing_BK = np.isneginf(ranked_BK)
     counts_B = (~missing_BK).sum(axis=1, dtype=np.int32)

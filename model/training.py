@@ -16,7 +16,8 @@ import psutil
 from bulktag.model.calibration import fit_temperature
 from bulktag.model.fitting import FitOptions, Progress, evaluation_batches, fit_logits_model
 from bulktag.model.head import ARCHITECTURES, build_head, build_logits_model, check_head, fold_temperature
-from bulktag.model.splits import SPLITS, ExamplesInfo, SplitScan, read_examples_info, scan_split
+from bulktag.model.scans import SplitScan, scan_split
+from bulktag.model.splits import SPLITS, ExamplesInfo, read_examples_info
 
 # The defaults of the head were chosen by 5-fold cross-validation on flower photos: the train and validation splits of
 # the 2015 Inception bottlenecks (3,311 images) and MobileNetV2 features of 300 and 400 images. Beside 3e-4, a rate of
@@ -29,8 +30,9 @@ MIN_PATIENCE_EPOCHS, MIN_PATIENCE_STEPS = 6, 150
 MIN_IMAGES_PER_LABEL = 20
 CACHE_MODES = ("auto", "always", "never")
 CLASS_WEIGHTS = ("none", "balanced")
-# A cached split takes at most this share of the memory that is free. Reading holds it twice for a moment.
-CACHE_MEMORY_SHARE = 0.25
+# Splits kept in memory take at most this share of what is free, all of them together. What a split that is not kept
+# needs: `fitting.SHUFFLE_BYTES`, the blocks being read (`splits.SHARDS_IN_TURN`) and 17 bytes an image.
+CACHE_MEMORY_SHARE = 0.5
 # Logits kept for fitting the temperature: one number needs no more than this.
 MAX_CALIBRATION_LOGITS = 50_000_000
 
@@ -155,7 +157,7 @@ def train_head(
     )
     temperature = 1.0 if options.multi_label else _fit_temperature(logits_model, info, scans["validation"])
     fold_temperature(head, temperature)
-    figures = {split: _measure(logits_model, info, split, scans[split], options.multi_label) for split in SPLITS}
+    figures = {split: _measure(logits_model, info, scans[split], options.multi_label) for split in SPLITS}
     state.discard()
     return TrainedHead(
         model=head,
@@ -271,7 +273,7 @@ def _fingerprint(info: ExamplesInfo, options: TrainOptions) -> str:
 def _fit_temperature(logits_model: keras.Model, info: ExamplesInfo, scan: SplitScan) -> float:
     max_images = max(1, MAX_CALIBRATION_LOGITS // len(info.labels))
     logits, targets, num_images = [], [], 0
-    for bottleneck_BD, target_B in evaluation_batches(info, "validation", scan, multi_label=False).as_numpy_iterator():
+    for bottleneck_BD, target_B in evaluation_batches(info, scan, multi_label=False).as_numpy_iterator():
         logits.append(logits_model.predict_on_batch(bottleneck_BD))
         targets.append(target_B)
         num_images += len(target_B)
@@ -280,9 +282,9 @@ def _fit_temperature(logits_model: keras.Model, info: ExamplesInfo, scan: SplitS
     return fit_temperature(np.concatenate(logits), np.concatenate(targets))
 
 
-def _measure(logits_model: keras.Model, info: ExamplesInfo, split: str, scan: SplitScan, multi_label: bool) -> dict:
+def _measure(logits_model: keras.Model, info: ExamplesInfo, scan: SplitScan, multi_label: bool) -> dict:
     """Figures of a finished head on one split: {"n", "accuracy", "cross_entropy"}; None where there is no image."""
     if not scan.num_images:
         return {"n": 0, "accuracy": None, "cross_entropy": None}
-    values = logits_model.evaluate(evaluation_batches(info, split, scan, multi_label), return_dict=True, verbose=0)
+    values = logits_model.evaluate(evaluation_batches(info, scan, multi_label), return_dict=True, verbose=0)
     return {"n": scan.num_images, "accuracy": values["accuracy"], "cross_entropy": values["cross_entropy"]}

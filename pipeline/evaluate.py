@@ -23,7 +23,7 @@ from bulktag.pipeline.console import OUT, ProgressDisplay, print_table
 from bulktag.pipeline.network import check_examples, find_bundle, open_bundle
 from bulktag.pipeline.runners import JobFailed
 from bulktag.transforms import files
-from bulktag.transforms.examples import list_shards, read_shard
+from bulktag.transforms.examples import list_shards, read_shards
 from bulktag.transforms.records import SPLITS, ScoredBatch
 from bulktag.transforms.sources import EXAMPLES_FILE
 
@@ -107,13 +107,12 @@ def _score(
     totals: collections.Counter = collections.Counter(matched=expected)
     unknown: collections.Counter = collections.Counter()
     with ProgressDisplay("evaluate") as display:
-        for uri in shards:
-            for batch in _read(uri, bundle.backbone.width, config.batch_size):
-                label_ids = _LabelIds(batch.images["labels"], label_array, bundle.multi_label)
-                unknown.update(label_ids.unknown)
-                scored.add(batch.images, engine.run(batch.bottleneck_BD), label_ids)
-                totals["done"] += batch.images.num_rows
-                display.update(totals)
+        for batch in _read(shards, bundle.backbone.width, config.batch_size):
+            label_ids = _LabelIds(batch.images["labels"], label_array, bundle.multi_label)
+            unknown.update(label_ids.unknown)
+            scored.add(batch.images, engine.run(batch.bottleneck_BD), label_ids)
+            totals["done"] += batch.images.num_rows
+            display.update(totals)
     if totals["done"] != expected:
         raise ValueError(f"expected {expected} images, as {EXAMPLES_FILE} says, got {totals['done']}: "
                          f"{config.examples}; extract again")  # fmt: skip
@@ -124,11 +123,13 @@ def _score(
     return scored
 
 
-def _read(uri: str, width: int, batch_size: int) -> Iterator[ScoredBatch]:
+def _read(shards: list[str], width: int, batch_size: int) -> Iterator[ScoredBatch]:
     try:
-        yield from read_shard(uri, width, batch_size)
+        yield from read_shards(shards, width, batch_size)
     except tf.errors.DataLossError as error:
-        raise ValueError(f"expected a whole TFRecord shard, got a damaged one: {uri}; extract again") from error
+        raise ValueError(
+            f"expected a whole TFRecord shard, got a damaged one: {error.message}; extract again"
+        ) from error
 
 
 class _LabelIds:

@@ -1,32 +1,26 @@
 """Bottlenecks <-> TFRecord shards of tf.train.Example, by split.
 
-Array suffixes: B images, D bottleneck width.
+Array suffixes: D bottleneck width.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import apache_beam as beam
-import numpy as np
-import pyarrow as pa
 import tensorflow as tf
 from apache_beam.transforms.window import GlobalWindows
 
+from bulktag.model.splits import interleave, open_shard
 from bulktag.transforms import files
+from bulktag.transforms.columns import build_batch, column_parser
 from bulktag.transforms.progress import add_progress, flush_progress
-from bulktag.transforms.records import (
-    IMAGES_SCHEMA,
-    SPLITS,
-    ImageInfo,
-    ScoredBatch,
-    StagedFile,
-    null_if_negative,
-    unpack_images,
-)
-from bulktag.transforms.shards import SUFFIXES, ShardWriter
+from bulktag.transforms.records import SPLITS, ScoredBatch, StagedFile, unpack_images
+from bulktag.transforms.shards import SUFFIXES, ShardWriter, build_example
 from bulktag.transforms.sources import EXAMPLES_FILE
 from bulktag.transforms.staging import new_file_uri
 
@@ -34,6 +28,13 @@ from bulktag.transforms.staging import new_file_uri
 # https://www.tensorflow.org/tutorials/load_data/tfrecord ("100 to 200 MB")
 MAX_SHARD_BYTES = 100 << 20
 NO_LABEL = "(no label)"
+# Shards that one step reads together: batches run across them, so that few are short, while a job still has many steps
+# to give to its workers.
+SHARDS_AT_ONCE = 4
+PARSED_AT_ONCE = 2
+# Each batch is parsed by one thread: shared out among threads it costs more in all, and the head needs the cores.
+_OPTIONS = tf.data.Options()
+_OPTIONS.threading.max_intra_op_parallelism = 1
 
 
 def choose_split(sha256: bytes, proportions: tuple[float, float, float], seed: int = 0) -> str:
@@ -56,38 +57,6 @@ def _mix(sha256: bytes, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(sha256 + seed.to_bytes(8, "big")).digest()[:8], "big")
 
 
-def build_example(image: ImageInfo, bottleneck_D: np.ndarray, label_ids: dict[str, int]) -> tf.train.Example:
-    """One image as tf.train.Example, with the features that DESIGN calls the TFRecord contract.
-
-    Args:
-      image: what is known of it.
-      bottleneck_D: float32[D].
-      label_ids: id of each label name.
-    """
-    features = {
-        "image/uri": _bytes(image.uri.encode()),
-        "image/sha256": _bytes(image.sha256),
-        "image/height": _int64(image.height),
-        "image/width": _int64(image.width),
-        "image/bytes": _int64(image.num_bytes),
-        "image/modified": _int64(image.modified_us),
-        "image/class/text": _bytes(*(label.encode() for label in image.labels)),
-        "image/class/label": _int64(*(label_ids[label] for label in image.labels)),
-        "image/bottleneck": tf.train.Feature(float_list=tf.train.FloatList(value=bottleneck_D)),
-    }
-    if image.encoded is not None:
-        features["image/encoded"] = _bytes(image.encoded)
-    return tf.train.Example(features=tf.train.Features(feature=features))
-
-
-def _bytes(*values: bytes) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-
-
-def _int64(*values: int) -> tf.train.Feature:
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-
-
 @dataclasses.dataclass(frozen=True)
 class ShardSettings:
     """How examples are written.
@@ -95,16 +64,17 @@ class ShardSettings:
     Attributes:
       proportions: shares of train, validation and test.
       seed: of the split.
-      compression: "gzip" or "none".
+      compression: "none" or "gzip". Bottlenecks of Inception-v3 shrink by 11%, of MobileNetV2 by 31%, and an image
+        then takes 299 instead of 44 us to write, 45 instead of 9 us to read.
     """
 
     proportions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
-    compression: str = "gzip"
+    compression: str = "none"
 
     def __post_init__(self):
         if self.compression not in SUFFIXES:
-            raise ValueError(f"expected compression gzip or none, got {self.compression!r}")
+            raise ValueError(f"expected compression none or gzip, got {self.compression!r}")
         if len(self.proportions) != 3 or min(self.proportions) < 0 or abs(sum(self.proportions) - 1) > 1e-6:
             raise ValueError(f"expected three shares of at least 0 that add up to 1, got {self.proportions}")
 
@@ -166,90 +136,64 @@ class WriteExamples(beam.PTransform):
         ).with_output_types(StagedFile)
 
 
-_FEATURES = {
-    "image/uri": tf.io.FixedLenFeature([], tf.string),
-    "image/sha256": tf.io.FixedLenFeature([], tf.string),
-    "image/height": tf.io.FixedLenFeature([], tf.int64),
-    "image/width": tf.io.FixedLenFeature([], tf.int64),
-    "image/bytes": tf.io.FixedLenFeature([], tf.int64, -1),
-    "image/modified": tf.io.FixedLenFeature([], tf.int64, -1),
-    "image/class/text": tf.io.RaggedFeature(tf.string),
-}
-
-
 def read_shard(uri: str, width: int, batch_size: int) -> Iterator[ScoredBatch]:
-    """Read one shard back, in order.
+    """Read one shard back, in order; see `read_shards`."""
+    return read_shards((uri,), width, batch_size)
+
+
+def read_shards(uris: Sequence[str], width: int, batch_size: int) -> Iterator[ScoredBatch]:
+    """Read shards back, blocks of them in turn.
 
     Args:
-      uri: a file that `WriteExamples` wrote.
+      uris: files that `WriteExamples` wrote.
       width: D, the number of floats of a bottleneck.
-      batch_size: images a batch; the last one is shorter.
+      batch_size: images a batch, whatever shards they stand in; the last one is shorter.
     Raises:
-      tf.errors.OpError: the shard is damaged or holds bottlenecks of another width.
+      tf.errors.OpError: a shard is damaged or holds bottlenecks of another width.
       ValueError: a text is no UTF-8, or a digest has not 32 bytes.
     """
-    with tempfile.TemporaryDirectory(prefix="bulktag-") as folder:
-        path = uri if files.is_local(uri) else files.fetch_file(uri, os.path.join(folder, "shard"))
-        compression = "GZIP" if uri.endswith(SUFFIXES["gzip"]) else ""
-        records = tf.data.TFRecordDataset(path, compression, buffer_size=8 << 20).batch(batch_size)
-        for parsed in records.map(_parser(width)).prefetch(2).as_numpy_iterator():
-            yield ScoredBatch(_images(parsed), parsed["image/bottleneck"], None)
+    for copies in _local_copies(uris):
+        blocks = interleave(tf.data.Dataset.from_tensor_slices(list(copies)), open_shard)
+        parsed = blocks.rebatch(batch_size).map(column_parser(width), num_parallel_calls=PARSED_AT_ONCE)
+        try:
+            for arrays in parsed.prefetch(PARSED_AT_ONCE).with_options(_OPTIONS).as_numpy_iterator():
+                yield build_batch(arrays)
+        except tf.errors.DataLossError as error:
+            raise tf.errors.DataLossError(None, None, f"{error.message}: {_find_damaged(copies)}") from error
 
 
-def _parser(width: int):
-    """string[B] of serialised examples -> columns, texts as one long string with the lengths of its parts."""
-    features = {**_FEATURES, "image/bottleneck": tf.io.FixedLenFeature([width], tf.float32)}
-
-    def parse(serialized_B):
-        parsed = tf.io.parse_example(serialized_B, features)
-        labels = parsed.pop("image/class/text")
-        parsed["image/sha256"] = tf.io.decode_raw(parsed["image/sha256"], tf.uint8)  # uint8[B, 32]
-        parsed["image/uri"] = _join(parsed["image/uri"])
-        return {**parsed, "splits": labels.row_splits, "labels": _join(labels.flat_values)}
-
-    return parse
+def _find_damaged(copies: dict[str, str]) -> str:
+    """URI of the first shard that cannot be read to its end; TensorFlow does not say which one it is."""
+    for path, uri in copies.items():
+        try:
+            for _ in open_shard(path):
+                pass
+        except tf.errors.DataLossError:
+            return uri
+    return ", ".join(copies.values())
 
 
-def _join(texts_B: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return tf.strings.length(texts_B), tf.strings.reduce_join(texts_B)
+def _local_copies(uris: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Paths that TensorFlow can open, and their URIs, to be read together: all local shards, or one copy from a store.
 
-
-def _images(parsed: dict) -> pa.RecordBatch:
-    num_bytes, modified = (
-        null_if_negative(parsed[f"image/{name}"], IMAGES_SCHEMA.field(column).type)
-        for name, column in (("bytes", "bytes"), ("modified", "modified"))
-    )
-    uris = _string_array(*parsed["image/uri"])
-    splits_B1 = parsed["splits"].astype(np.int32)
-    digests_BX = parsed["image/sha256"]
-    if digests_BX.shape[1] != 32:
-        raise ValueError(f"expected digests of 32 bytes in image/sha256, got {digests_BX.shape[1]}: {uris[0]}")
-    return pa.RecordBatch.from_arrays(
-        [
-            uris,
-            pa.ListArray.from_arrays(pa.array(splits_B1), _string_array(*parsed["labels"])),
-            num_bytes,
-            modified,
-            pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(uris), [None, pa.py_buffer(digests_BX)]),
-            pa.array(parsed["image/width"]).cast(pa.int32()),
-            pa.array(parsed["image/height"]).cast(pa.int32()),
-            pa.nulls(len(uris), pa.large_binary()),
-        ],
-        schema=IMAGES_SCHEMA,
-    )
-
-
-def _string_array(lengths_B: np.ndarray, joined: bytes) -> pa.StringArray:
-    """Arrow strings from one long string.
-
-    Raises:
-      ValueError: it is no UTF-8.
+    While one copy is being read, the next is on its way; a copy that was read is deleted.
     """
-    offsets = np.zeros(len(lengths_B) + 1, np.int32)
-    np.cumsum(lengths_B, out=offsets[1:])
-    array = pa.StringArray.from_buffers(len(lengths_B), pa.py_buffer(offsets), pa.py_buffer(joined))
-    array.validate(full=True)
-    return array
+    local = {uri: uri for uri in uris if files.is_local(uri)}
+    if local:
+        yield local
+    remote = [uri for uri in uris if uri not in local]
+    with tempfile.TemporaryDirectory(prefix="bulktag-") as folder, ThreadPoolExecutor(1) as pool:
+
+        def fetch(number: int) -> str:
+            # The name says how a shard is compressed; shards of two splits may have the same.
+            return files.fetch_file(remote[number], os.path.join(folder, str(number), remote[number].rsplit("/", 1)[1]))
+
+        coming = pool.submit(fetch, 0) if remote else None
+        for number, uri in enumerate(remote):
+            path = coming.result()
+            coming = pool.submit(fetch, number + 1) if number + 1 < len(remote) else None
+            yield {path: uri}
+            os.unlink(path)
 
 
 def list_shards(examples_dir: str, splits: Iterable[str] = SPLITS) -> list[str]:
@@ -266,19 +210,41 @@ def list_shards(examples_dir: str, splits: Iterable[str] = SPLITS) -> list[str]:
     return [uri for uri in found if uri.endswith(suffixes) and not uri.rsplit("/", 1)[1].startswith(".")]
 
 
-class _ReadShard(beam.DoFn):
-    """Shard URI -> batches of bottlenecks."""
+class _ReadShards(beam.DoFn):
+    """URIs of shards -> batches of bottlenecks.
+
+    Opening shards and parsing their first batch takes a tenth of a second, so it is done while the batches of the
+    shards before them are still being scored.
+    """
 
     def __init__(self, width: int, batch_size: int, progress_dir: str | None):
         self._width, self._batch_size, self._progress_dir = width, batch_size, progress_dir
 
-    def process(self, uri: str):
-        for batch in read_shard(uri, self._width, self._batch_size):
-            add_progress(self._progress_dir, matched=batch.images.num_rows)
-            yield batch
+    def setup(self):
+        self._pool = ThreadPoolExecutor(1, "bulktag-open")
+
+    def teardown(self):
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def start_bundle(self):
+        self._opened: tuple[Future, Iterator[ScoredBatch]] | None = None
+
+    def process(self, uris: tuple[str, ...]):
+        batches = read_shards(uris, self._width, self._batch_size)
+        before, self._opened = self._opened, (self._pool.submit(next, batches, None), batches)
+        yield from self._read(before)
 
     def finish_bundle(self):
+        for batch in self._read(self._opened):
+            yield GlobalWindows.windowed_value(batch)
         flush_progress(self._progress_dir)
+
+    def _read(self, opened: tuple[Future, Iterator[ScoredBatch]] | None) -> Iterator[ScoredBatch]:
+        if opened is None or (first := opened[0].result()) is None:
+            return
+        for batch in itertools.chain([first], opened[1]):
+            add_progress(self._progress_dir, matched=batch.images.num_rows)
+            yield batch
 
 
 @dataclasses.dataclass(eq=False)
@@ -304,9 +270,10 @@ class ReadExamples(beam.PTransform):
 
     def expand(self, pipeline):
         """Wire it."""
+        starts = range(0, len(self.shards), SHARDS_AT_ONCE)
         return (
             pipeline
-            | beam.Create(self.shards)
+            | beam.Create([self.shards[start : start + SHARDS_AT_ONCE] for start in starts])
             | beam.Reshuffle()
-            | beam.ParDo(_ReadShard(self.width, self.batch_size, self.progress_dir))
+            | beam.ParDo(_ReadShards(self.width, self.batch_size, self.progress_dir)).with_output_types(ScoredBatch)
         )

@@ -1,4 +1,4 @@
-"""One Parquet file as analysts' tools like it: zstd, row groups of one size, dictionaries where values repeat."""
+"""Parquet files as analysts' tools like them: zstd, row groups of one size, dictionaries where values repeat."""
 
 import collections
 
@@ -7,12 +7,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bulktag.transforms import files
+from bulktag.transforms.records import StagedFile
+from bulktag.transforms.staging import new_file_uri
 
 # Readers skip whole row groups by their statistics and decode them in parallel; 128k rows is DuckDB's own default
 # (122,880) rounded. Source: https://duckdb.org/docs/stable/guides/performance/file_formats
 ROW_GROUP_ROWS = 131_072
 # Written to disk as one row group before it reaches ROW_GROUP_ROWS if it holds this much, for wide embeddings.
 MAX_BUFFER_BYTES = 128 << 20
+# Larger columns, such as embeddings, are not copied to be in one piece.
+MAX_JOINED_BYTES = 32 << 20
+
+MAX_FILE_BYTES = 512 << 20
 
 # Few distinct values each; names in a table that lacks them do nothing.
 DICTIONARY_COLUMNS = [
@@ -20,13 +26,13 @@ DICTIONARY_COLUMNS = [
 ]  # fmt: skip
 
 
-def count_images(batch: pa.RecordBatch) -> tuple[int, dict[str, int]]:
-    """Images that a batch of rows stands for, and how many of them have each best tag (each type, for errors)."""
-    if "rank" in batch.schema.names:  # long: an image's row of rank 1, or of rank null where it has no tag
-        batch = batch.filter(pc.fill_null(pc.less_equal(batch["rank"], 1), True))
-    column = next(name for name in ("top_label", "label", "error_type") if name in batch.schema.names)
-    counts = pc.value_counts(batch[column].drop_null()).to_pylist()
-    return batch.num_rows, {entry["values"]: entry["counts"] for entry in counts}
+def count_images(rows: pa.RecordBatch | pa.Table) -> tuple[int, dict[str, int]]:
+    """Images that rows stand for, and how many of them have each best tag (each type, for errors)."""
+    if "rank" in rows.schema.names:  # long: an image's row of rank 1, or of rank null where it has no tag
+        rows = rows.filter(pc.fill_null(pc.less_equal(rows["rank"], 1), True))
+    column = next(name for name in ("top_label", "label", "error_type") if name in rows.schema.names)
+    counts = pc.value_counts(rows[column].drop_null()).to_pylist()
+    return rows.num_rows, {entry["values"]: entry["counts"] for entry in counts}
 
 
 def _num_bytes(batch: pa.RecordBatch) -> int:
@@ -36,8 +42,22 @@ def _num_bytes(batch: pa.RecordBatch) -> int:
     )
 
 
+def _join_chunks(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """The pieces of a row group as one: thousands of small pieces take four times as long to encode."""
+    if pa.types.is_dictionary(column.type):
+        if len({chunk.dictionary.buffers()[-1].address for chunk in column.chunks}) > 1:
+            column = column.unify_dictionaries()
+        # Arrow would compare dictionaries label by label, piece by piece.
+        indices = pa.concat_arrays([chunk.indices for chunk in column.chunks])
+        return pa.DictionaryArray.from_arrays(indices, column.chunk(0).dictionary, safe=False)
+    return column if column.nbytes > MAX_JOINED_BYTES else column.combine_chunks()
+
+
 class ParquetFile:
-    """One Parquet file being written: record batches in, row groups out."""
+    """One Parquet file being written: record batches in, row groups out.
+
+    `num_images` and `label_counts` say what was written so far; what is buffered comes with `close`.
+    """
 
     def __init__(self, uri: str, schema: pa.Schema):
         self.uri, self.num_images = uri, 0
@@ -57,9 +77,6 @@ class ParquetFile:
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Add rows."""
-        images, labels = count_images(batch)
-        self.num_images += images
-        self.label_counts.update(labels)
         self._buffer.append(batch)
         self._buffered_rows += batch.num_rows
         self._buffered_bytes += _num_bytes(batch)
@@ -79,8 +96,37 @@ class ParquetFile:
         """Write one row group, and keep the rows beyond it for the next one."""
         if not self._buffer:
             return
-        table = pa.Table.from_batches(self._buffer).unify_dictionaries()
-        self._writer.write_table(table.slice(0, ROW_GROUP_ROWS), row_group_size=ROW_GROUP_ROWS)
+        table = pa.Table.from_batches(self._buffer)
+        rows = table.slice(0, ROW_GROUP_ROWS)
+        rows = pa.Table.from_arrays([_join_chunks(column) for column in rows.columns], schema=rows.schema)
+        self._writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+        images, labels = count_images(rows)
+        self.num_images += images
+        self.label_counts.update(labels)
         self._buffer = table.slice(ROW_GROUP_ROWS).to_batches()
         self._buffered_rows = max(0, table.num_rows - ROW_GROUP_ROWS)
         self._buffered_bytes = sum(map(_num_bytes, self._buffer))
+
+
+class TableFiles:
+    """Record batches -> files, a new one where a file is full."""
+
+    def __init__(self, staging_dir: str, table: str, schema: pa.Schema):
+        self._staging_dir, self._table, self._schema = staging_dir, table, schema
+        self._open: ParquetFile | None = None
+
+    def write(self, batch: pa.RecordBatch) -> list[StagedFile]:
+        """Add rows; returns the file that they filled, if they did."""
+        if self._open is None:
+            self._open = ParquetFile(new_file_uri(self._staging_dir, self._table, ".parquet"), self._schema)
+        self._open.write(batch)
+        return self.close() if self._open.num_bytes >= MAX_FILE_BYTES else []
+
+    def close(self) -> list[StagedFile]:
+        """Finish the open file, if there is one."""
+        if self._open is None:
+            return []
+        file, self._open = self._open, None
+        num_bytes = file.close()
+        counts = dict(sorted(file.label_counts.items()))
+        return [StagedFile(self._table, file.uri, file.num_images, num_bytes, counts)]

@@ -3,10 +3,13 @@
 Array suffixes: B images, D bottleneck width, L labels.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -16,7 +19,7 @@ from apache_beam.transforms.window import GlobalWindows
 
 from bulktag.model.tags import rank_tags, tags_array, top_arrays
 from bulktag.transforms import files
-from bulktag.transforms.parquet import ParquetFile
+from bulktag.transforms.parquet import TableFiles
 from bulktag.transforms.records import (
     ImageError,
     ScoredBatch,
@@ -25,10 +28,10 @@ from bulktag.transforms.records import (
     null_if_negative,
     tags_schema,
 )
-from bulktag.transforms.staging import new_file_uri
 
 TAGS, ERRORS = "tags", "errors"
-MAX_FILE_BYTES = 512 << 20
+# Batches that wait to be written while the next one is on the engine.
+BATCHES_BEHIND = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +75,7 @@ class TagSettings:
         """float32[L]."""
         return np.asarray(self.thresholds, np.float32)
 
-    @property
+    @functools.cached_property
     def schema(self) -> pa.Schema:
         """Arrow schema of these rows."""
         return tags_schema(layout=self.layout, scores=self.scores, embedding=self.embedding)
@@ -176,30 +179,48 @@ def write_empty_table(uri: str, schema: pa.Schema) -> None:
 
 
 class _WriteTable(beam.DoFn):
-    """Record batches -> files of one bundle, a new one where a file is full."""
+    """Batches of anything -> Parquet files of one bundle.
 
-    def __init__(self, staging_dir: str, table: str, schema: pa.Schema):
-        self._staging_dir, self._table, self._schema = staging_dir, table, schema
+    A thread builds and writes the rows of one batch while the caller makes the next.
+
+    Args:
+      staging_dir, table, schema: where to, and what stands in a row.
+      build: makes a record batch of an element; called in the thread.
+    """
+
+    def __init__(self, staging_dir: str, table: str, schema: pa.Schema, build: Callable[[Any], pa.RecordBatch]):
+        self._staging_dir, self._table, self._schema, self._build = staging_dir, table, schema, build
+
+    def setup(self):
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, f"bulktag-{self._table}")
+
+    def teardown(self):
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def start_bundle(self):
-        self._open: ParquetFile | None = None
+        # New ones: what a failed attempt left to be written goes to files that nobody names.
+        self._files = TableFiles(self._staging_dir, self._table, self._schema)
+        self._writing: collections.deque[concurrent.futures.Future] = collections.deque()
 
-    def process(self, batch: pa.RecordBatch):
-        if self._open is None:
-            self._open = ParquetFile(new_file_uri(self._staging_dir, self._table, ".parquet"), self._schema)
-        self._open.write(batch)
-        if self._open.num_bytes >= MAX_FILE_BYTES:
-            yield self._close()
+    def process(self, element):
+        self._writing.append(self._pool.submit(self._write, self._files, element))
+        if len(self._writing) > BATCHES_BEHIND:
+            yield from self._finished()
 
     def finish_bundle(self):
-        if self._open is not None:
-            yield GlobalWindows.windowed_value(self._close())
+        self._writing.append(self._pool.submit(self._files.close))
+        while self._writing:
+            for file in self._finished():
+                yield GlobalWindows.windowed_value(file)
 
-    def _close(self) -> StagedFile:
-        file, self._open = self._open, None
-        num_bytes = file.close()
-        beam.metrics.Metrics.counter(self._table, "written").inc(file.num_images)
-        return StagedFile(self._table, file.uri, file.num_images, num_bytes, dict(sorted(file.label_counts.items())))
+    def _write(self, table_files: TableFiles, element) -> list[StagedFile]:
+        return table_files.write(self._build(element))
+
+    def _finished(self) -> Iterator[StagedFile]:
+        """Files that the oldest batch filled; what went wrong with it is raised here."""
+        for file in self._writing.popleft().result():
+            beam.metrics.Metrics.counter(self._table, "written").inc(file.num_images)
+            yield file
 
 
 @dataclasses.dataclass(eq=False)
@@ -219,19 +240,16 @@ class WriteTags(beam.PTransform):
 
     def expand(self, batches):
         """Wire it."""
-        return (
-            batches
-            | "BuildTags" >> beam.Map(_build_tags_now, self.settings).with_output_types(pa.RecordBatch)
-            | "WriteTags"
-            >> beam.ParDo(_WriteTable(self.staging_dir, TAGS, self.settings.schema)).with_output_types(StagedFile)
-        )
+        build = functools.partial(_build_tags_now, self.settings)
+        write = _WriteTable(self.staging_dir, TAGS, self.settings.schema, build)
+        return batches | "WriteTags" >> beam.ParDo(write).with_output_types(StagedFile)
 
 
-def _build_tags_now(batch: ScoredBatch, settings: TagSettings) -> pa.RecordBatch:
+def _build_tags_now(settings: TagSettings, batch: ScoredBatch) -> pa.RecordBatch:
     return build_tags(batch, settings, time.time_ns() // 1000)
 
 
-def _build_errors_now(errors: list[ImageError], run_id: str) -> pa.RecordBatch:
+def _build_errors_now(run_id: str, errors: list[ImageError]) -> pa.RecordBatch:
     return build_errors(errors, run_id, time.time_ns() // 1000)
 
 
@@ -252,10 +270,10 @@ class WriteErrors(beam.PTransform):
 
     def expand(self, errors):
         """Wire it."""
+        build = functools.partial(_build_errors_now, self.run_id)
+        write = _WriteTable(self.staging_dir, ERRORS, errors_schema(), build)
         return (
             errors
             | beam.BatchElements(min_batch_size=100, max_batch_size=10_000)
-            | "BuildErrors" >> beam.Map(_build_errors_now, self.run_id).with_output_types(pa.RecordBatch)
-            | "WriteErrors"
-            >> beam.ParDo(_WriteTable(self.staging_dir, ERRORS, errors_schema())).with_output_types(StagedFile)
+            | "WriteErrors" >> beam.ParDo(write).with_output_types(StagedFile)
         )

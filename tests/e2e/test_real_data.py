@@ -62,7 +62,7 @@ def test_imagenet_model_names_the_panda(shared_data, tmp_path):
     panda = str(shared_data / "known" / "cropped_panda.jpg")
     (best, score), *_ = run_classify(ClassifyConfig(images=(panda,), **network))[panda]
     assert best == "giant panda"
-    run = run_tag(TagConfig(input=(panda,), output=str(tmp_path / "tags"), scores=True, **network))
+    run = run_tag(TagConfig(input=(panda,), output=str(tmp_path / "tags"), scores=True, precision="fp32", **network))
     assert run["counts"] == {"matched": 1, "used": 1, "errors": 0}
     rows = duckdb.sql(f"SELECT top_label, top_score, len(scores) FROM '{tmp_path}/tags/tags/**/*.parquet'").fetchall()
     assert rows == [("giant panda", pytest.approx(score, abs=1e-3), 1000)]

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 WATCHED = """
 import socket
 asked = []
@@ -23,6 +25,7 @@ print("asked", asked)
 """
 
 
+@pytest.mark.slow
 def test_openvino_and_nncf_do_not_call_their_makers(tmp_path):
     home = {"HOME": str(tmp_path), "PATH": "/usr/bin", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, env=home)

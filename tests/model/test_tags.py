@@ -3,10 +3,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from bulktag.model import tags
 from bulktag.model.tags import TAGS_TYPE, TOP_LABEL_TYPE, rank_tags, tags_array, top_arrays
 
 
@@ -16,12 +17,17 @@ def rank_plainly(scores_L, thresholds_L, top_k):
 
 
 # Few distinct values, so that ties and scores equal to their threshold are common.
-VALUES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
+VALUES = st.sampled_from([-1.0, -0.5, -0.0, 0.0, 1e-30, 0.5, 1.0])
 
 
-@settings(deadline=None, max_examples=150)
+# Of the two ways of ranking, which one takes a batch depends on how many of its scores reach their thresholds.
+@pytest.mark.parametrize("max_sorted_share", [-1.0, 1.0])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), top_k=st.integers(1, 8), num_labels=st.integers(1, 7), num=st.integers(0, 6))
-def test_ranking_equals_a_plain_sort_with_ties_in_label_order(data, top_k, num_labels, num):
+def test_ranking_equals_a_plain_sort_with_ties_in_label_order(
+    monkeypatch, max_sorted_share, data, top_k, num_labels, num
+):
+    monkeypatch.setattr(tags, "MAX_SORTED_SHARE", max_sorted_share)
     scores_BL = data.draw(arrays.arrays(np.float32, (num, num_labels), elements=VALUES))
     thresholds_L = data.draw(arrays.arrays(np.float32, num_labels, elements=VALUES))
     labels = [f"label {i}" for i in range(num_labels)]

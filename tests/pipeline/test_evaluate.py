@@ -60,7 +60,7 @@ def test_labels_that_the_model_does_not_know_are_left_out_and_counted(demo_image
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:500]), "expected a whole TFRecord shard, got a damaged one"),
-        (lambda path: path.write_bytes(b"not gzip"), "expected a whole TFRecord shard, got a damaged one"),
+        (lambda path: path.write_bytes(b"no TFRecord file"), "expected a whole TFRecord shard, got a damaged one"),
         (lambda path: path.unlink(), "expected 53 images, as examples.json says, got 0"),
     ],
 )

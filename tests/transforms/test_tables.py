@@ -10,7 +10,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from bulktag.pipeline.runners import find_disk_error
-from bulktag.transforms import parquet, tables
+from bulktag.transforms import parquet
 from bulktag.transforms.parquet import ParquetFile, count_images
 from bulktag.transforms.records import ImageError, ImageInfo, ScoredBatch, StagedFile, errors_schema, pack_images
 from bulktag.transforms.staging import CommitFiles, read_manifest
@@ -205,14 +205,18 @@ def test_an_empty_table_has_its_columns(tmp_path):
     assert duckdb.sql(f"SELECT count(*) FROM '{path}'").fetchall() == [(0,)]
 
 
+def _write_table(folder):
+    fn = _WriteTable(str(folder), "tags", _settings().schema, lambda batch: build_tags(batch, _settings(), NOW_US))
+    fn.setup()
+    return fn
+
+
 def test_a_full_file_is_closed_and_the_next_one_begun(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_FILE_BYTES", 1)
+    monkeypatch.setattr(parquet, "MAX_FILE_BYTES", 1)
     monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 3)
-    fn = _WriteTable(str(tmp_path), "tags", _settings().schema)
+    fn = _write_table(tmp_path)
     fn.start_bundle()
-    staged = [
-        file for i in range(3) for file in fn.process(build_tags(_batch(SCORES, first=3 * i), _settings(), NOW_US))
-    ]
+    staged = [file for i in range(3) for file in fn.process(_batch(SCORES, first=3 * i))]
     staged += [item.value for item in fn.finish_bundle()]
     assert [file.num_images for file in staged] == [3, 3, 3]
     for file in staged:
@@ -221,12 +225,11 @@ def test_a_full_file_is_closed_and_the_next_one_begun(tmp_path, monkeypatch):
 
 
 def test_a_bundle_that_failed_and_is_tried_again_counts_once(tmp_path):
-    batch = build_tags(_batch(SCORES), _settings(), NOW_US)
-    fn = _WriteTable(str(tmp_path), "tags", _settings().schema)
+    fn = _write_table(tmp_path)
     fn.start_bundle()
-    assert list(fn.process(batch)) == []  # and now the worker fails
+    assert list(fn.process(_batch(SCORES))) == []  # and now the worker fails
     fn.start_bundle()
-    list(fn.process(batch))
+    list(fn.process(_batch(SCORES)))
     staged = [item.value for item in fn.finish_bundle()]
     assert [file.num_images for file in staged] == [3]
     assert len(os.listdir(tmp_path / "tags")) == 2  # the first attempt's is named by nobody
@@ -257,7 +260,7 @@ def test_tags_and_errors_reach_their_files_through_beam(tmp_path):
 def test_a_full_disk_is_an_error_and_no_lost_row(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"):
         _write("/dev/full", [build_tags(_batch(SCORES), _settings(), NOW_US)], _settings().schema)
-    monkeypatch.setattr(tables, "new_file_uri", lambda *_: "/dev/full")
+    monkeypatch.setattr(parquet, "new_file_uri", lambda *_: "/dev/full")
     with pytest.raises(Exception, match="No space left on device") as caught:
         _run(str(tmp_path), [_batch(SCORES)], [])
     assert "No space left on device" in find_disk_error(caught.value)
