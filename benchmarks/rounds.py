@@ -85,7 +85,7 @@ def run_rounds(
     Args:
       systems: contenders, names distinct.
       folders: number of images -> folder or URL with so many.
-      repeats: rounds.
+      repeats: rounds. Ctrl-C after the first ends them, and what was measured counts.
       work: scratch folder.
       also: what else belongs into each round.
     Returns:
@@ -95,18 +95,34 @@ def run_rounds(
     failures: dict[str, str] = {}
     for number in range(repeats):
         say(f"round {number + 1} of {repeats}")
-        for system in systems:
-            if system.name in failures:
-                continue
-            try:
-                for count in sorted(folders):
-                    runs[system.name][count].append(run_once(system, folders[count], count, work))
-            except RuntimeError as error:
-                failures[system.name] = str(error)
-                say(f"  {system.name} failed: {str(error)[:MAX_MESSAGE]}")
-        if also:
-            also()
+        try:
+            _run_round(systems, folders, work, runs, failures)
+            if also:
+                also()
+        except KeyboardInterrupt:
+            if number == 0:
+                raise
+            say(f"interrupted: what follows are the figures of {number} rounds")
+            for costs in runs.values():
+                for done in costs.values():
+                    del done[number:]
+            break
     return {name: costs for name, costs in runs.items() if name not in failures}, failures
+
+
+def _run_round(
+    systems: list[System], folders: dict[int, str], work: pathlib.Path, runs: Runs, failures: dict[str, str]
+) -> None:
+    """Each system once at each count, into `runs`; a system that fails goes into `failures`."""
+    for system in systems:
+        if system.name in failures:
+            continue
+        try:
+            for count in sorted(folders):
+                runs[system.name][count].append(run_once(system, folders[count], count, work))
+        except RuntimeError as error:
+            failures[system.name] = str(error)
+            say(f"  {system.name} failed: {str(error)[:MAX_MESSAGE]}")
 
 
 def summarise(name: str, costs: dict[int, list[Cost]]) -> Summary:

@@ -5,7 +5,6 @@ Array suffixes: D bottleneck width.
 
 import dataclasses
 import hashlib
-import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -213,15 +212,16 @@ def list_shards(examples_dir: str, splits: Iterable[str] = SPLITS) -> list[str]:
 class _ReadShards(beam.DoFn):
     """URIs of shards -> batches of bottlenecks.
 
-    Opening shards and parsing their first batch takes a tenth of a second, so it is done while the batches of the
-    shards before them are still being scored.
+    One batch is always on its way while another one is being scored. So are the next shards: opening them and parsing
+    their first batch takes a tenth of a second.
     """
 
     def __init__(self, width: int, batch_size: int, progress_dir: str | None):
         self._width, self._batch_size, self._progress_dir = width, batch_size, progress_dir
 
     def setup(self):
-        self._pool = ThreadPoolExecutor(1, "bulktag-open")
+        # One thread for the shards being read, one for those being opened.
+        self._pool = ThreadPoolExecutor(2, "bulktag-read")
 
     def teardown(self):
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -240,9 +240,11 @@ class _ReadShards(beam.DoFn):
         flush_progress(self._progress_dir)
 
     def _read(self, opened: tuple[Future, Iterator[ScoredBatch]] | None) -> Iterator[ScoredBatch]:
-        if opened is None or (first := opened[0].result()) is None:
+        if opened is None:
             return
-        for batch in itertools.chain([first], opened[1]):
+        coming, batches = opened
+        while (batch := coming.result()) is not None:
+            coming = self._pool.submit(next, batches, None)
             add_progress(self._progress_dir, matched=batch.images.num_rows)
             yield batch
 

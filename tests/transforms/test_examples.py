@@ -1,5 +1,6 @@
 import hashlib
 import os
+import threading
 
 import apache_beam as beam
 import numpy as np
@@ -19,6 +20,7 @@ from bulktag.transforms.examples import (
     choose_split,
     list_shards,
     read_shard,
+    read_shards,
 )
 from bulktag.transforms.records import SPLITS, ImageInfo, ScoredBatch, pack_images, unpack_images
 from bulktag.transforms.shards import ShardWriter, build_example
@@ -152,6 +154,67 @@ def test_a_full_shard_is_closed_and_the_next_one_begun(tmp_path, monkeypatch):
         uri for file in staged for batch in read_shard(file.uri, WIDTH, 10) for uri in batch.images["uri"].to_pylist()
     ]
     assert read == [_info(i).uri for i in range(40)]
+
+
+def _small_shards(folder, monkeypatch, num=40):
+    monkeypatch.setattr(examples, "MAX_SHARD_BYTES", 1000)
+    return [file.uri for file in _write(folder, [_batch(range(num))], settings=ShardSettings((1.0, 0.0, 0.0)))]
+
+
+def test_batches_run_across_shards_so_that_only_the_last_is_short(tmp_path, monkeypatch):
+    uris = _small_shards(tmp_path, monkeypatch)
+    assert len(uris) > 3
+    batches = list(read_shards(uris, WIDTH, 7))
+    assert [batch.images.num_rows for batch in batches] == [7] * 5 + [5]
+    infos = [info for batch in batches for info in unpack_images(batch.images)]
+    rows = np.concatenate([batch.bottleneck_BD for batch in batches])
+    assert sorted((info.uri, row[0]) for info, row in zip(infos, rows, strict=True)) == sorted(
+        (_info(i).uri, float(i)) for i in range(40)
+    )
+
+
+def test_a_damaged_shard_is_named_among_others(tmp_path, store, monkeypatch):
+    uris = _small_shards(tmp_path, monkeypatch)
+    with open(uris[2], "rb+") as file:
+        file.truncate(os.path.getsize(uris[2]) - 20)
+    with pytest.raises(tf.errors.DataLossError, match=os.path.basename(uris[2])):
+        list(read_shards(uris, WIDTH, 7))
+    for uri in uris:
+        with open(uri, "rb") as file:
+            store.objects["memory://b/" + os.path.basename(uri)] = file.read()
+    with pytest.raises(tf.errors.DataLossError, match="memory://b/" + os.path.basename(uris[2])):
+        list(read_shards(list(store.objects), WIDTH, 7))
+
+
+def test_shards_of_two_splits_may_have_the_same_name(tmp_path, store):
+    for split, numbers in (("train", range(3)), ("test", range(3, 5))):
+        (file,) = _write(tmp_path / split, [_batch(numbers)], settings=ShardSettings((1.0, 0.0, 0.0)))
+        with open(file.uri, "rb") as shard:
+            store.objects[f"memory://b/{split}/part-00000.tfrecord"] = shard.read()
+    rows = [row[0] for batch in read_shards(list(store.objects), WIDTH, 7) for row in batch.bottleneck_BD]
+    assert sorted(rows) == [0, 1, 2, 3, 4]
+
+
+def test_shards_are_opened_while_those_before_them_are_being_scored(monkeypatch):
+    opened = threading.Event()
+
+    def read(uris, width, batch_size):
+        if uris == ("b",):
+            opened.set()
+        yield _batch([1])
+        assert opened.wait(10)
+        yield _batch([2])
+
+    monkeypatch.setattr(examples, "read_shards", read)
+    fn = examples._ReadShards(WIDTH, 4, None)
+    fn.setup()
+    fn.start_bundle()
+    read_now = [[row[0] for batch in fn.process((uri,)) for row in batch.bottleneck_BD] for uri in ("a", "b")]
+    assert read_now == [[], [1, 2]]
+    fn.start_bundle()  # the runner tries the bundle again, with the same instance
+    assert list(fn.process(("b",))) == []
+    assert [row[0] for item in fn.finish_bundle() for row in item.value.bottleneck_BD] == [1, 2]
+    fn.teardown()
 
 
 def test_a_bundle_that_failed_and_is_tried_again_counts_once(tmp_path):

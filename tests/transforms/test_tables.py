@@ -10,7 +10,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from bulktag.pipeline.runners import find_disk_error
-from bulktag.transforms import parquet
+from bulktag.transforms import parquet, tables
 from bulktag.transforms.parquet import ParquetFile, count_images
 from bulktag.transforms.records import ImageError, ImageInfo, ScoredBatch, StagedFile, errors_schema, pack_images
 from bulktag.transforms.staging import CommitFiles, read_manifest
@@ -185,6 +185,24 @@ def test_thousands_of_labels_do_not_fill_the_buffer(tmp_path):
     assert file.label_counts == {label: 20 for label in labels[:4]}
 
 
+def test_batches_with_dictionaries_of_their_own_end_in_one(tmp_path):
+    batches = [
+        build_tags(_batch(np.eye(3)), _settings(labels=labels), NOW_US) for labels in (("a", "b", "c"), ("c", "d", "a"))
+    ]
+    file, found = _write(tmp_path / "a.parquet", batches, _settings().schema)
+    assert found.read()["top_label"].to_pylist() == ["a", "b", "c", "c", "d", "a"]
+    assert found.num_row_groups == 1
+    assert file.label_counts == {"a": 2, "b": 1, "c": 2, "d": 1}
+
+
+def test_columns_too_large_to_be_copied_are_written_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "MAX_JOINED_BYTES", 100)
+    settings = _settings(embedding=True)
+    batches = [build_tags(_batch(SCORES, first=3 * i), settings, NOW_US) for i in range(5)]
+    _, found = _write(tmp_path / "a.parquet", batches, settings.schema)
+    assert found.read().equals(pa.Table.from_batches(batches))
+
+
 def test_errors_are_rows_of_their_own_table(tmp_path):
     errors = [
         ImageError("/i/a\n.jpg", "read", "not_found", "No such file", -1),
@@ -233,6 +251,23 @@ def test_a_bundle_that_failed_and_is_tried_again_counts_once(tmp_path):
     staged = [item.value for item in fn.finish_bundle()]
     assert [file.num_images for file in staged] == [3]
     assert len(os.listdir(tmp_path / "tags")) == 2  # the first attempt's is named by nobody
+
+
+def test_what_goes_wrong_in_the_writing_thread_ends_the_bundle(tmp_path):
+    def build(_):
+        raise RuntimeError("a bug")
+
+    fn = _WriteTable(str(tmp_path), "tags", _settings().schema, build)
+    fn.setup()
+    fn.start_bundle()
+    with pytest.raises(RuntimeError, match="a bug"):
+        for _ in range(tables.BATCHES_BEHIND + 1):  # no more than these can wait to be written
+            list(fn.process(_batch(SCORES)))
+    fn.start_bundle()
+    list(fn.process(_batch(SCORES)))
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(fn.finish_bundle())
+    fn.teardown()
 
 
 def _run(folder, batches, errors):
