@@ -34,10 +34,23 @@ demo: install ## the whole journey on images that it draws itself
 	@$(BIN)/bulktag demo
 
 test: install-dev ## the quick tests
-	@$(BIN)/python -m pytest -q -m 'not slow'
+	@$(BIN)/python -m pytest -q -m 'not slow and not flink'
 
 test-slow: install-dev ## the tests that take longer: full-size networks, real data, the demo
 	@$(BIN)/python -m pytest -q -m slow
+
+.PHONY: flink-jar flink-up flink-down test-flink
+flink-jar: install ## Beam's job server for Flink, as .flink/flink-job-server.jar; needs Java 17 and Maven
+	@$(BIN)/python scripts/flink_cluster.py jar
+
+flink-up: install ## a Flink cluster on this machine, with a worker pool; needs Java 17 and Maven
+	@$(BIN)/python scripts/flink_cluster.py up
+
+flink-down: ## stop it
+	@$(BIN)/python scripts/flink_cluster.py down
+
+test-flink: install-dev ## the tests on a Flink cluster, which they start
+	@$(BIN)/python -m pytest -q -m flink
 
 lint: install-dev ## formatting and lint
 	@$(BIN)/ruff format --check .

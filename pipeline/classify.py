@@ -13,8 +13,8 @@ from bulktag.model.image import DEFAULT_RESIZE, BadImage, ImageLimits, load_imag
 from bulktag.model.tags import rank_tags
 from bulktag.pipeline.config import IMAGENET, ClassifyConfig
 from bulktag.pipeline.console import print_table, warn
+from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.network import find_bundle, open_bundle, resolve_bundle
-from bulktag.pipeline.runners import JobFailed
 from bulktag.transforms import files
 from bulktag.transforms.loading import ReadError, read_image
 from bulktag.transforms.records import ImageRef

@@ -153,7 +153,7 @@ def run_command(arguments: list[str]) -> int:
 
 def _guarded(verb: str, work: Callable[[], Any]) -> int:
     """Run a job: users' mistakes and failures become a line and an exit code."""
-    from bulktag.pipeline.runners import JobFailed, find_disk_error
+    from bulktag.pipeline.failures import JobFailed, find_disk_error
 
     try:
         work()

@@ -27,7 +27,7 @@ class ProgressDisplay:
     """Done, rate, errors and time left: one live line on a terminal, a plain line every ten seconds in a log."""
 
     def __init__(self, title: str, unit: str = "images"):
-        self._title, self._unit = title, unit
+        self.title, self._unit = title, unit
         self._start = self._last_line = time.monotonic()
         self._first_done: tuple[float, int] | None = None
         self._live = Progress(
@@ -39,7 +39,7 @@ class ProgressDisplay:
     def __enter__(self):
         if self._live:
             self._live.start()
-            self._task = self._live.add_task(self._title, total=None, note="starting")
+            self._task = self._live.add_task(self.title, total=None, note="starting")
         return self
 
     def __exit__(self, *_):
@@ -61,7 +61,7 @@ class ProgressDisplay:
         elif now - self._last_line >= LOG_EVERY_S:
             self._last_line = now
             left = max(totals["matched"] - done, 0) / rate if rate else 0
-            text = f"{self._title}: {done} of {totals['matched']} {self._unit}, {note}"
+            text = f"{self.title}: {done} of {totals['matched']} {self._unit}, {note}"
             ERR.print(text + (f", {left:.0f} s left" if rate else f", {now - self._start:.0f} s"), markup=False)
 
     def _rate(self, now: float, done: int) -> float:

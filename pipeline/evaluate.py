@@ -20,8 +20,8 @@ from bulktag.model.report import ReportContext, write_report
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import EvaluateConfig
 from bulktag.pipeline.console import OUT, ProgressDisplay, print_table
+from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.network import check_examples, find_bundle, open_bundle
-from bulktag.pipeline.runners import JobFailed
 from bulktag.transforms import files
 from bulktag.transforms.examples import list_shards, read_shards
 from bulktag.transforms.records import SPLITS, ScoredBatch

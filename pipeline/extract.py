@@ -10,9 +10,10 @@ from bulktag.model.engine import choose_engine
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import ExtractConfig
 from bulktag.pipeline.console import OUT, ProgressDisplay, print_table, say
+from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.network import resolve_backbone
 from bulktag.pipeline.precision import settle_precision
-from bulktag.pipeline.runners import JobFailed, choose_runner, run_pipeline
+from bulktag.pipeline.runners import choose_runner, run_pipeline
 from bulktag.transforms import files
 from bulktag.transforms.examples import NO_LABEL, ShardSettings, WriteExamples
 from bulktag.transforms.infer import BackboneHandler, InferBatches
@@ -47,8 +48,8 @@ def run_extract(config: ExtractConfig) -> dict:
     _check_labels(config, sources)
     publish.check_apart(output, (source.uri for source in sources if source.kind == "folder"))
     shards = ShardSettings(config.split, config.split_seed, config.compression)
-    runner = choose_runner(config.beam, config.workers)
     record = outcome.RunRecord("extract", publish.new_run_id(), config)
+    runner = choose_runner(config.beam, config.workers, record.job_name)
     device = choose_engine(config.engine_settings).device  # a mistake is heard before anything is built
     record.note(runner=runner.name, device=device)
     backbone = resolve_backbone(config)
@@ -65,12 +66,12 @@ def run_extract(config: ExtractConfig) -> dict:
         say(f"engine: {record.facts['engine']}; runner: {runner.name}")
         handler = BackboneHandler(backbone_dir, settings)
 
-        def build(pipeline: beam.Pipeline, progress_dir: str | None) -> None:
+        def build(pipeline: beam.Pipeline, progress_dir: str) -> None:
             build_extract(pipeline, config, sources, shards, backbone.spec, handler, made.work, progress_dir,
                           record.run_id)  # fmt: skip
 
         with ProgressDisplay("extract") as display:
-            record.note(counters=run_pipeline(runner, build, display))
+            record.note(counters=run_pipeline(runner, build, display, made.work))
         return _finish(record, made, backbone.spec, config)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import bulktag
 from bulktag.pipeline import publish
 from bulktag.pipeline.console import OUT, print_table, say, warn
-from bulktag.pipeline.runners import JobFailed
+from bulktag.pipeline.failures import JobFailed
 from bulktag.transforms.records import StagedFile
 
 _VERSIONS = ("apache-beam", "tensorflow", "tensorflow-cpu", "keras", "numpy", "pyarrow", "pillow")
@@ -39,6 +39,11 @@ class RunRecord:
     warnings: list[str] = dataclasses.field(default_factory=list)
     started: datetime.datetime = dataclasses.field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
     _clock: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def job_name(self) -> str:
+        """As runners show it: lower case letters, digits and hyphens."""
+        return f"bulktag-{self.job}-{self.run_id.lower()}"
 
     def note(self, **facts: Any) -> None:
         """Add facts to run.json."""

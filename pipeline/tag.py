@@ -12,9 +12,10 @@ from bulktag.model.image import DEFAULT_RESIZE
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import TagConfig
 from bulktag.pipeline.console import OUT, ProgressDisplay, print_table, say
+from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.network import check_examples, resolve_bundle
 from bulktag.pipeline.precision import settle_precision
-from bulktag.pipeline.runners import JobFailed, choose_runner, run_pipeline
+from bulktag.pipeline.runners import choose_runner, run_pipeline
 from bulktag.transforms import files
 from bulktag.transforms.examples import ReadExamples, list_shards
 from bulktag.transforms.infer import HeadHandler, InferBatches, TaggerHandler
@@ -45,8 +46,8 @@ def run_tag(config: TagConfig) -> dict:
     sources = tuple(parse_source(text) for text in config.input)
     from_examples = _check_sources(sources)
     publish.check_apart(output, (source.uri for source in sources if source.kind == "folder"))
-    runner = choose_runner(config.beam, config.workers)
     record = outcome.RunRecord("tag", publish.new_run_id(), config)
+    runner = choose_runner(config.beam, config.workers, record.job_name)
     device = choose_engine(config.engine_settings).device  # a mistake is heard before anything is loaded
     record.note(run_date=_run_date(config, record), runner=runner.name, device=device)
 
@@ -61,7 +62,7 @@ def run_tag(config: TagConfig) -> dict:
         settings = _tag_settings(config, bundle, record.run_id)
         expected = sum(check_examples(sources[0].uri, bundle).values()) if from_examples else None
 
-        def build(pipeline: beam.Pipeline, progress_dir: str | None) -> None:
+        def build(pipeline: beam.Pipeline, progress_dir: str) -> None:
             if from_examples:
                 build_retag(pipeline, config, sources, bundle, model_dir, settings, made.work, progress_dir)
             else:
@@ -69,7 +70,7 @@ def run_tag(config: TagConfig) -> dict:
                 build_tag(pipeline, config, sources, bundle, handler, settings, made.work, progress_dir)
 
         with ProgressDisplay("tag") as display:
-            record.note(counters=run_pipeline(runner, build, display))
+            record.note(counters=run_pipeline(runner, build, display, made.work))
         return _finish(record, made, settings, config, expected)
 
 

@@ -13,7 +13,7 @@ from bulktag.model.training import TrainedHead, TrainOptions, train_head
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import TrainConfig
 from bulktag.pipeline.console import OUT, TrainingDisplay, print_table, say, working
-from bulktag.pipeline.runners import JobFailed
+from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.workspace import try_lock
 from bulktag.transforms import files
 from bulktag.transforms.sources import EXAMPLES_FILE

@@ -1,12 +1,15 @@
-"""A worker process of the local runner: Beam's own, started quietly."""
+"""A worker process, Beam's own started quietly: of the local runner, or of a worker pool."""
 
+import argparse
+import contextlib
+import logging
 import os
 import signal
 import sys
 import threading
 import time
 
-from bulktag.pipeline.quiet import import_tensorflow
+from bulktag.pipeline.quiet import import_tensorflow, quiet_environment
 
 LOOK_EVERY_S = 1.0
 
@@ -18,8 +21,8 @@ def _end_with(launcher: int) -> None:
     os._exit(1)
 
 
-def main(launcher: int) -> None:
-    """Serve the launcher, process number `launcher`, until it hangs up."""
+def _serve_launcher(launcher: int) -> None:
+    """Serve the local runner in process number `launcher`, until it hangs up."""
     threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
     # Ctrl-C reaches every process of the terminal; the launcher hears it and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -36,5 +39,42 @@ def main(launcher: int) -> None:
             sys.stderr = stderr
 
 
+def _serve_runner(control: str, worker_id: str) -> None:
+    """Serve a runner's TaskManager at its control endpoint, until it hangs up."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool hears it
+    # TensorFlow is imported where a stage needs it: a runner starts a worker for each stage, and most do without.
+    quiet_environment()
+    import grpc
+    from apache_beam.runners.worker import sdk_worker
+
+    # A runner that needs a worker no more just hangs up, which Beam would report as an error, thread by thread.
+    logging.getLogger("apache_beam.runners.worker.data_plane").setLevel(logging.CRITICAL)
+    threading.excepthook = _quiet_about_hanging_up
+    with contextlib.suppress(grpc.RpcError):
+        # No time limit for buffered data and no cache of state: as Beam's own pool has it.
+        sdk_worker.SdkHarness(control, worker_id=worker_id, state_cache_size=0, data_buffer_time_limit_ms=-1).run()
+
+
+def _quiet_about_hanging_up(failure: threading.ExceptHookArgs) -> None:
+    import grpc
+
+    if not issubclass(failure.exc_type, grpc.RpcError):
+        threading.__excepthook__(failure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve until the one who gives the work hangs up."""
+    parser = argparse.ArgumentParser(prog="python -m bulktag.pipeline.worker")
+    parser.add_argument("--launcher", type=int, help="process number of the local runner")
+    parser.add_argument("--control", help="control endpoint of a runner's TaskManager")
+    parser.add_argument("--id", help="the TaskManager's name for this worker")
+    args = parser.parse_args(argv)
+    if args.launcher:
+        _serve_launcher(args.launcher)
+    else:
+        _serve_runner(args.control, args.id)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from bulktag.pipeline.config import TagConfig
-from bulktag.pipeline.runners import JobFailed
+from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.tag import run_tag
 
 STEMS = [

@@ -275,7 +275,9 @@ class ReadExamples(beam.PTransform):
         starts = range(0, len(self.shards), SHARDS_AT_ONCE)
         return (
             pipeline
-            | beam.Create([self.shards[start : start + SHARDS_AT_ONCE] for start in starts])
-            | beam.Reshuffle()
+            | beam.Create([(start, self.shards[start : start + SHARDS_AT_ONCE]) for start in starts])
+            # Spreads them; and a step that is done again gives the same shards to each worker.
+            | beam.GroupByKey()
+            | beam.FlatMapTuple(lambda _, groups: groups)
             | beam.ParDo(_ReadShards(self.width, self.batch_size, self.progress_dir)).with_output_types(ScoredBatch)
         )

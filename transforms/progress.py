@@ -1,8 +1,8 @@
 """How far a running job is, told by its workers through small files.
 
 Runners report counters only when a stage has ended. So each worker process keeps one file of running totals in the
-run's staging folder, and the launcher adds them up. These numbers are for people to watch: what a run states in
-the end is counted from the files that it published.
+run's staging folder, and whoever watches adds them up. These numbers are for people to watch: work that was lost and
+done again counts twice. What a run states in the end is counted from the files that it published.
 """
 
 import json
@@ -13,7 +13,11 @@ import time
 import uuid
 from collections import Counter
 
+from bulktag.transforms import files
+
 WRITE_EVERY_S = 0.5
+# A store counts requests, and takes a tenth of a second for each.
+WRITE_TO_STORE_EVERY_S = 5.0
 
 _totals: dict[str, Counter] = {}
 _written: dict[str, float] = {}
@@ -26,7 +30,7 @@ def add_progress(folder: str | None, **counts: int) -> None:
     """Add to this process's totals for the run that watches `folder`; nothing happens without a folder.
 
     Args:
-      folder: a local folder, or None where nobody watches.
+      folder: one that the workers and those who watch reach, or None where nobody watches.
       **counts: by name, such as matched, done, errors.
     """
     if not folder:
@@ -35,7 +39,8 @@ def add_progress(folder: str | None, **counts: int) -> None:
         totals = _totals.setdefault(folder, Counter())
         totals.update(counts)
         now = time.monotonic()
-        if now - _written.get(folder, -WRITE_EVERY_S) < WRITE_EVERY_S:
+        every_s = WRITE_EVERY_S if files.is_local(folder) else WRITE_TO_STORE_EVERY_S
+        if now - _written.get(folder, -every_s) < every_s:
             return
         _written[folder] = now
         text = json.dumps(totals)
@@ -51,23 +56,32 @@ def flush_progress(folder: str | None) -> None:
 
 
 def _write(folder: str, text: str) -> None:
-    path = pathlib.Path(folder) / f"{_PROCESS_NAME}.json"
-    temporary = path.with_suffix(f".{threading.get_ident()}")
+    uri = files.join(folder, f"{_PROCESS_NAME}.json")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        # A watcher that is gone, or a full disk: a worker must not fail for the sake of a progress line. The full
-        # disk shows itself at once when the worker writes its output.
+        if files.is_local(folder):  # and still there: a folder that was removed stays away
+            temporary = pathlib.Path(folder) / f".{_PROCESS_NAME}.{threading.get_ident()}"
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, uri)
+        else:
+            files.write_bytes(uri, text.encode())
+    except Exception:
+        # A watcher that is gone, a full disk, a store that is away: a worker must not fail for the sake of a progress
+        # line. What is wrong shows itself when the worker writes its output.
         return
 
 
 def read_progress(folder: str) -> Counter:
     """Totals over all worker processes of the run that watches `folder`."""
     totals: Counter = Counter()
-    for path in pathlib.Path(folder).glob("*.json"):
+    for uri in _list(folder):
         try:
-            totals.update(json.loads(path.read_text(encoding="utf-8")))
+            totals.update(json.loads(files.read_bytes(uri)))
         except (OSError, ValueError):
             continue  # being replaced at this moment: the next look finds it
     return totals
+
+
+def _list(folder: str) -> list[str]:
+    if files.is_local(folder):
+        return [str(path) for path in pathlib.Path(folder).glob("[!.]*.json")]
+    return [uri for uri, _, _ in files.list_remote(files.escape(folder) + "/*")]

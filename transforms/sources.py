@@ -238,7 +238,7 @@ class MatchImages(beam.PTransform):
       progress_dir: see `add_progress`.
     Returns:
       {"refs": PCollection[ImageRef], "errors": PCollection[ImageError], "skipped": PCollection[SkippedFile],
-      "num_matched": PCollection[int] of one element, refs and errors together,
+      "num_matched": PCollection[int] of one element, refs and errors together; empty where there are none,
       "labels": PCollection[str], each label of any image once}
     """
 
@@ -255,8 +255,11 @@ class MatchImages(beam.PTransform):
     def expand(self, pipeline):
         """Wire it."""
         find = beam.ParDo(_FindImages(self.labels, self.separator)).with_output_types(tuple[str, _Sighting], labels=str)
-        sources = pipeline | "Sources" >> beam.Create(self.sources) | "SpreadSources" >> beam.Reshuffle()
-        found = sources | "FindImages" >> find.with_outputs(LABELS, main="found")
+        # Grouped by number and not reshuffled: a step that is done again gives each source to the same worker, however
+        # far the others are.
+        sources = pipeline | "Sources" >> beam.Create(enumerate(self.sources)) | "SpreadSources" >> beam.GroupByKey()
+        spread = sources | "TakeSources" >> beam.FlatMapTuple(lambda _, group: group)
+        found = spread | "FindImages" >> find.with_outputs(LABELS, main="found")
         each = beam.ParDo(_DecideEach(self.progress_dir))
         each = each.with_output_types(ImageRef, errors=ImageError, skipped=SkippedFile)
         grouped = found["found"] | "EachUriOnce" >> beam.GroupByKey()
@@ -264,7 +267,8 @@ class MatchImages(beam.PTransform):
         num_matched = (
             (decided["refs"], decided[ERRORS])
             | "AllMatched" >> beam.Flatten()
-            | "CountMatched" >> beam.combiners.Count.Globally()
+            # Without a default for no images, which would be two more steps: who reads it has one.
+            | "CountMatched" >> beam.CombineGlobally(beam.combiners.CountCombineFn()).without_defaults()
         )
         return {
             "refs": decided["refs"],

@@ -9,7 +9,7 @@ import pytest
 from bulktag.pipeline.config import EvaluateConfig, ExtractConfig
 from bulktag.pipeline.evaluate import run_evaluate
 from bulktag.pipeline.extract import run_extract
-from bulktag.pipeline.runners import JobFailed
+from bulktag.pipeline.failures import JobFailed
 
 
 def evaluate(examples, model, output, **settings):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from bulktag.pipeline.config import ExtractConfig
 from bulktag.pipeline.extract import run_extract
-from bulktag.pipeline.runners import JobFailed
+from bulktag.pipeline.failures import JobFailed
 from bulktag.transforms.examples import list_shards
 
 

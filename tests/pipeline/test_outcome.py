@@ -6,7 +6,7 @@ import pytest
 
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import TagConfig
-from bulktag.pipeline.runners import JobFailed
+from bulktag.pipeline.failures import JobFailed
 from bulktag.transforms.records import StagedFile
 
 CONFIG = TagConfig(input=("photos",), model="m", output="o")

@@ -1,10 +1,13 @@
 """Where jobs run: Beam's options, worker processes, what went wrong in one line."""
 
+import contextlib
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import apache_beam as beam
@@ -13,9 +16,10 @@ import pytest
 import tensorflow as tf
 from apache_beam.options.pipeline_options import PortableOptions, StandardOptions, WorkerOptions
 
-from bulktag.pipeline import runners
+from bulktag.pipeline import local
 from bulktag.pipeline.console import ProgressDisplay
-from bulktag.pipeline.runners import JobFailed, check_beam_options, choose_runner, find_disk_error, run_pipeline
+from bulktag.pipeline.failures import JobFailed, find_disk_error
+from bulktag.pipeline.runners import check_beam_options, choose_runner, run_pipeline
 
 
 def test_without_a_runner_the_job_runs_here():
@@ -25,12 +29,12 @@ def test_without_a_runner_the_job_runs_here():
 
 @pytest.mark.parametrize("flags", [("--runner", "FlinkRunner"), ("--runner=FlinkRunner",), ("--runner=flinkrunner",)])
 def test_beams_own_options_reach_beam(flags):
-    choice = choose_runner((*flags, "--flink_master", "host:8081", "--environment_type=LOOPBACK", "--num_workers=3"), 1)
+    choice = choose_runner((*flags, "--flink_master", "[local]", "--environment_type=LOOPBACK", "--num_workers=3"), 1)
     assert not choice.is_local
     assert choice.options.view_as(StandardOptions).runner == flags[-1].split("=")[-1]
     assert choice.options.view_as(PortableOptions).environment_type == "LOOPBACK"
     assert choice.options.view_as(WorkerOptions).num_workers == 3
-    assert "host:8081" in str(choice.options.get_all_options())
+    assert choice.options.get_all_options()["flink_master"] == "[local]"
 
 
 @pytest.mark.parametrize("name", ["DirectRunner", "directrunner", "FnApiRunner"])
@@ -62,6 +66,29 @@ def test_our_own_flags_are_suggested_too():
         check_beam_options(("--topk",), also=["--top-k"])
 
 
+@pytest.mark.parametrize(
+    "answer", [None, b"not HTTP at all", b"HTTP/1.0 200 OK\r\n\r\n<html>", b"HTTP/1.0 404 no\r\n\r\n{}"]
+)
+def test_a_cluster_that_is_none_is_named_before_anything_starts(answer):
+    with socket.create_server(("localhost", 0)) as server:
+        url = f"http://localhost:{server.getsockname()[1]}"
+
+        def serve():
+            with contextlib.suppress(OSError):
+                client, _ = server.accept()
+                client.recv(1000)
+                client.sendall(answer)
+                client.close()
+
+        if answer is None:
+            server.close()
+        else:
+            threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(ValueError, match=f"expected a Flink cluster at {url}, got ") as caught:
+            choose_runner(("--runner", "FlinkRunner", "--flink_master", url.removeprefix("http://")), 1)
+    assert "\n" not in str(caught.value)
+
+
 def _count_three(pipeline, progress_dir):
     def count(item):
         beam.metrics.Metrics.counter("read", "done").inc()
@@ -70,16 +97,16 @@ def _count_three(pipeline, progress_dir):
     pipeline | beam.Create([1, 2, 3]) | beam.Map(count)
 
 
-def test_counters_come_back_by_name():
-    assert run_pipeline(choose_runner((), 1), _count_three, ProgressDisplay("job"))["read/done"] == 3
+def test_counters_come_back_by_name(tmp_path):
+    assert run_pipeline(choose_runner((), 1), _count_three, ProgressDisplay("job"), str(tmp_path))["read/done"] == 3
 
 
-def test_what_a_job_raises_is_raised():
+def test_what_a_job_raises_is_raised(tmp_path):
     def build(pipeline, progress_dir):
         raise LookupError("of the job")
 
     with pytest.raises(LookupError, match="of the job"):
-        run_pipeline(choose_runner((), 1), build, ProgressDisplay("job"))
+        run_pipeline(choose_runner((), 1), build, ProgressDisplay("job"), str(tmp_path))
 
 
 def _caused(error, cause):
@@ -113,12 +140,12 @@ def test_disks_that_are_full_or_closed_are_told_from_bugs(error, line):
 
 
 def _start_fake_worker() -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", runners.WORKER_MODULE])
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", local.WORKER_MODULE])
 
 
 def test_a_worker_that_dies_ends_the_job_after_a_while(monkeypatch):
-    monkeypatch.setattr(runners, "WORKER_GRACE_S", 0.2)
-    watch = runners._WorkerWatch(2)
+    monkeypatch.setattr(local, "WORKER_GRACE_S", 0.2)
+    watch = local.WorkerWatch(2)
     workers = [_start_fake_worker(), _start_fake_worker()]
     try:
         watch.check()
@@ -138,7 +165,7 @@ def test_a_worker_that_dies_ends_the_job_after_a_while(monkeypatch):
 
 def test_other_processes_of_the_launcher_are_left_alone():
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    runners._WorkerWatch(2).end_all()
+    local.WorkerWatch(2).end_all()
     assert other.poll() is None
     other.kill()
     other.wait()
@@ -146,16 +173,23 @@ def test_other_processes_of_the_launcher_are_left_alone():
 
 def test_a_worker_process_ends_with_its_launcher():
     working = (
-        "import sys, time; from bulktag.pipeline import worker\n"
-        "worker.sdk_worker_main.main = lambda _: time.sleep(100)\n"
-        "worker.main(int(sys.argv[1]))"
+        "import sys, time; from apache_beam.runners.worker import sdk_worker_main\n"
+        "from bulktag.pipeline import worker\n"
+        "sdk_worker_main.main = lambda _: time.sleep(100)\n"
+        "worker.main(['--launcher', sys.argv[1]])"
     )
     program = (
         "import os, subprocess, sys\n"
-        f"print(subprocess.Popen([sys.executable, '-c', {working!r}, str(os.getpid())]).pid, flush=True)"
+        f"print(subprocess.Popen([sys.executable, '-c', {working!r}, str(os.getpid())]).pid, flush=True)\n"
+        "sys.stdin.read()"
     )
-    started = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    worker = int(started.stdout)
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    worker = int(launcher.stdout.readline())
+    with pytest.raises(psutil.TimeoutExpired):
+        psutil.Process(worker).wait(8)
+    launcher.communicate("", timeout=60)
     deadline = time.monotonic() + 60
     while psutil.pid_exists(worker) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -11,7 +11,7 @@ import pytest
 from bulktag.model.bundle import load_bundle
 from bulktag.pipeline.config import ExtractConfig, TagConfig
 from bulktag.pipeline.extract import run_extract
-from bulktag.pipeline.runners import JobFailed
+from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.tag import run_tag
 
 

@@ -9,7 +9,7 @@ from bulktag.model.bundle import load_bundle
 from bulktag.pipeline.config import ExtractConfig, TrainConfig
 from bulktag.pipeline.console import TrainingDisplay
 from bulktag.pipeline.extract import run_extract
-from bulktag.pipeline.runners import JobFailed
+from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.train import run_train
 from bulktag.pipeline.workspace import try_lock
 

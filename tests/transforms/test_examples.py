@@ -9,7 +9,7 @@ import tensorflow as tf
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
-from bulktag.pipeline.runners import find_disk_error
+from bulktag.pipeline.failures import find_disk_error
 from bulktag.transforms import examples, shards
 from bulktag.transforms.examples import (
     NO_LABEL,

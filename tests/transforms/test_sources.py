@@ -324,7 +324,7 @@ def test_a_folder_named_by_a_manifest_and_unlistable_too_is_one_row(tmp_path, mo
 
 
 def test_nothing_at_all_matches_nothing(tmp_path):
-    counters = _match([parse_source(str(tmp_path))], {"refs": [], "errors": [], "num_matched": [0], "labels": []})
+    counters = _match([parse_source(str(tmp_path))], {"refs": [], "errors": [], "num_matched": [], "labels": []})
     assert counters == {}
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from bulktag.pipeline.runners import find_disk_error
+from bulktag.pipeline.failures import find_disk_error
 from bulktag.transforms import parquet, tables
 from bulktag.transforms.parquet import ParquetFile, count_images
 from bulktag.transforms.records import ImageError, ImageInfo, ScoredBatch, StagedFile, errors_schema, pack_images
