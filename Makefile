@@ -34,10 +34,10 @@ demo: install ## the whole journey on images that it draws itself
 	@$(BIN)/bulktag demo
 
 test: install-dev ## the quick tests
-	@$(BIN)/python -m pytest -q -m 'not slow and not flink'
+	@$(BIN)/python -m pytest -q -m 'not slow'
 
 test-slow: install-dev ## the tests that take longer: full-size networks, real data, the demo
-	@$(BIN)/python -m pytest -q -m slow
+	@$(BIN)/python -m pytest -q -m 'slow and not flink'
 
 .PHONY: flink-jar flink-up flink-down test-flink
 flink-jar: install ## Beam's job server for Flink, as .flink/flink-job-server.jar; needs Java 17 and Maven

@@ -25,7 +25,8 @@ EXIT_BROKEN_PIPE = 141  # as shells report a process that ended by SIGPIPE
 EPILOGS = {
     "extract": "Beam's own options (--runner ...) may follow. "
     "Example: bulktag extract --input photos/ --output examples/",
-    "train": "Example: bulktag train --examples examples/ --model model/ --min-accuracy 0.9",
+    "train": "With --remote, Beam's own options (--runner ...) follow. "
+    "Example: bulktag train --examples examples/ --model model/ --min-accuracy 0.9",
     "evaluate": "Example: bulktag evaluate --examples examples/ --model model/ --output report/",
     "tag": "Beam's own options (--runner ...) may follow. "
     "Example: bulktag tag --input photos/ --model model/ --output tags/",
@@ -61,6 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("config", metavar="CONFIG.yaml", help="stages extract, train, evaluate, tag, with their options")
     run.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="replace one value")
     run.add_argument("--dry-run", action="store_true", help="check the file, print what would be done, do nothing")
+    follow = _add_verb(verbs, "follow", "Watch a job that another launcher started, until it has ended.",
+                       "Example: bulktag follow tags/")  # fmt: skip
+    follow.add_argument("output", metavar="OUTPUT", help="the job's output folder")
     demo = _add_verb(verbs, "demo", "Draw images, and do the whole journey on them.", "Example: bulktag demo")
     demo.add_argument(
         "--workdir", default="bulktag-demo", metavar="DIR", help="folder for everything (default: %(default)s)"
@@ -203,12 +207,12 @@ def _run_job(parsed: argparse.Namespace, rest: list[str]) -> int:
     names = {field.name for field in dataclasses.fields(kind)}
     if rest and ("beam" not in names or not rest[0].startswith("-")):
         raise UsageError(f"bulktag {parsed.verb}: {_unknown_flag(rest[0], names)}")
+    if rest:
+        _check_rest(parsed.verb, rest, names)
     try:
         config = build_config(kind, {**values, **({"beam": rest} if rest else {})})
     except ValueError as error:
         raise UsageError(f"bulktag {parsed.verb}: {error}") from error
-    if rest:
-        _check_rest(parsed.verb, rest, names)
     _require_tensorflow()
     return _guarded(parsed.verb, lambda: run_stage(parsed.verb, config))
 
@@ -272,6 +276,14 @@ def _run_file(parsed: argparse.Namespace, rest: list[str]) -> int:
     return EXIT_OK
 
 
+def _run_follow(parsed: argparse.Namespace, rest: list[str]) -> int:
+    if rest:
+        raise UsageError(f"bulktag follow: {_unknown_flag(rest[0], ())}")
+    from bulktag.pipeline.follow import run_follow
+
+    return _guarded("follow", lambda: run_follow(parsed.output))
+
+
 def _run_demo(parsed: argparse.Namespace, rest: list[str]) -> int:
     if rest:
         raise UsageError(f"bulktag demo: {_unknown_flag(rest[0], ('workdir', 'images_per_class'))}")
@@ -283,4 +295,4 @@ def _run_demo(parsed: argparse.Namespace, rest: list[str]) -> int:
     return _guarded("demo", lambda: run_demo(parsed.workdir, parsed.images_per_class))
 
 
-_VERBS = {"run": _run_file, "demo": _run_demo}
+_VERBS = {"run": _run_file, "follow": _run_follow, "demo": _run_demo}

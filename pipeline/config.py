@@ -157,6 +157,8 @@ class TrainConfig:
     )
     device: str = option("auto", "what the head is trained on; gpu fails where there is none", choices=DEVICES)
     log_dir: str = option("", "folder for TensorBoard logs", metavar="DIR")
+    remote: bool = option(False, "train on a worker of the runner that Beam's options name, and not on this machine")
+    beam: tuple[str, ...] = option((), "Beam's own options, as on its command line, for --remote", metavar="FLAG")
     checkpoint_dir: str = option(
         "", "folder for checkpoints; default: beside the model; an interrupted training goes on from there",
         metavar="DIR"
@@ -246,6 +248,9 @@ def check_config(config: Any) -> None:
         value = getattr(config, field.name)
         if field.metadata["required"] and (not value or (isinstance(value, tuple) and "" in value)):
             raise ValueError(f"expected {field.name}, got none")
+    if isinstance(config, TrainConfig) and bool(config.beam) != config.remote:
+        given = f"got {config.beam[0]}" if config.beam else "got remote alone"
+        raise ValueError(f"expected remote and a runner's options together, {given}")
     if isinstance(config, TagConfig | ClassifyConfig) and config.model != IMAGENET:
         for field in dataclasses.fields(_Network):
             if getattr(config, field.name) != field.default:

@@ -6,13 +6,12 @@ import json
 import apache_beam as beam
 
 from bulktag.model.backbone import BackboneSpec
-from bulktag.model.engine import choose_engine
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import ExtractConfig
 from bulktag.pipeline.console import OUT, ProgressDisplay, print_table, say
 from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.network import resolve_backbone
-from bulktag.pipeline.precision import settle_precision
+from bulktag.pipeline.precision import describe_engine, describe_engine_device, settle_precision
 from bulktag.pipeline.runners import choose_runner, run_pipeline
 from bulktag.transforms import files
 from bulktag.transforms.examples import NO_LABEL, ShardSettings, WriteExamples
@@ -50,7 +49,7 @@ def run_extract(config: ExtractConfig) -> dict:
     shards = ShardSettings(config.split, config.split_seed, config.compression)
     record = outcome.RunRecord("extract", publish.new_run_id(), config)
     runner = choose_runner(config.beam, config.workers, record.job_name)
-    device = choose_engine(config.engine_settings).device  # a mistake is heard before anything is built
+    device = describe_engine_device(config.engine_settings, runner.is_local)  # a mistake is heard before work begins
     record.note(runner=runner.name, device=device)
     backbone = resolve_backbone(config)
 
@@ -62,7 +61,8 @@ def run_extract(config: ExtractConfig) -> dict:
             config.engine_settings, sources, load, (backbone.spec, backbone.graph_def), None,
             files.join(made.work, "int8"),
         )  # fmt: skip
-        record.note(engine=str(choose_engine(settings)), **({"int8": agreement} if agreement else {}))
+        engine = describe_engine(settings, runner.is_local)
+        record.note(engine=engine, **({"int8": agreement} if agreement else {}))
         say(f"engine: {record.facts['engine']}; runner: {runner.name}")
         handler = BackboneHandler(backbone_dir, settings)
 
@@ -71,7 +71,8 @@ def run_extract(config: ExtractConfig) -> dict:
                           record.run_id)  # fmt: skip
 
         with ProgressDisplay("extract") as display:
-            record.note(counters=run_pipeline(runner, build, display, made.work))
+            record.note(**run_pipeline(runner, build, display, made.work))
+        record.note_engine()
         return _finish(record, made, backbone.spec, config)
 
 

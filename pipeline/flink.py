@@ -141,7 +141,11 @@ class FlinkCluster:
         Raises:
           FlinkError: it refused.
         """
-        response = self._session.patch(f"{self.url}/v1/jobs/{job_id}", params={"mode": "cancel"}, timeout=TIMEOUT_S)
+        url = f"{self.url}/v1/jobs/{job_id}"
+        try:
+            response = requests.patch(url, params={"mode": "cancel"}, timeout=CONNECT_TIMEOUT_S)
+        except requests.RequestException as error:
+            raise FlinkError(f"the Flink cluster at {self.url} cannot be reached: {_reason(error)}") from error
         if response.status_code != requests.codes.accepted:
             raise FlinkError(f"the Flink cluster at {self.url} answered {response.status_code} to cancelling {job_id}")
 

@@ -49,6 +49,12 @@ class RunRecord:
         """Add facts to run.json."""
         self.facts.update(facts)
 
+    def note_engine(self) -> None:
+        """The engines that the workers chose, once the job has ended."""
+        names = [name.removeprefix("engine/") for name in sorted(self.facts["counters"]) if name.startswith("engine/")]
+        if names:
+            self.note(engine="; ".join(names))
+
     def warn(self, text: str) -> None:
         """Warn on the terminal and in run.json."""
         self.warnings.append(text)

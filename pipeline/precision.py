@@ -26,6 +26,23 @@ from bulktag.transforms.records import ImageInfo, ImageRef
 from bulktag.transforms.sources import Source, find_images
 
 
+def describe_engine_device(settings: EngineSettings, here: bool) -> str:
+    """The device alone; see `describe_engine`."""
+    return choose_engine(settings).device if here else settings.device
+
+
+def describe_engine(settings: EngineSettings, here: bool) -> str:
+    """What runs the network, as a user reads it; on other machines each worker chooses for itself.
+
+    Args:
+      settings: as asked for.
+      here: the workers are on this machine.
+    Raises:
+      ValueError: this machine has no such device, or a library is not installed.
+    """
+    return str(choose_engine(settings)) if here else f"{settings.engine}, {settings.precision}, {settings.device}"
+
+
 def settle_precision(
     settings: EngineSettings, sources: tuple[Source, ...], load: LoadSettings, backbone: tuple[BackboneSpec, GraphDef],
     head_graph: GraphDef | None, folder: str,
@@ -45,7 +62,7 @@ def settle_precision(
     Returns:
       the settings, and what came of the comparison ("" where none was made).
     """
-    if choose_engine(settings).precision != "int8":
+    if settings.precision != "int8":
         return settings, ""
     spec, graph_def = backbone
     with working("rounding the network to int8"):

@@ -9,7 +9,7 @@ import yaml
 from bulktag.pipeline.config import JOBS, build_config
 from bulktag.pipeline.options import convert_value
 from bulktag.pipeline.publish import check_output
-from bulktag.pipeline.runners import choose_runner
+from bulktag.pipeline.runners import check_runner
 from bulktag.transforms import files
 
 
@@ -60,7 +60,7 @@ def _build(job: str, values: dict[str, Any], place: str) -> Any:
     try:
         config = build_config(JOBS[job], values)
         if getattr(config, "beam", ()):
-            choose_runner(config.beam, config.workers)
+            check_runner(config.beam, getattr(config, "workers", 1))
         check_output(files.normalise(config.model if job == "train" else config.output), job)
     except ValueError as error:
         raise ValueError(f"{job}: {error}: {place}") from error

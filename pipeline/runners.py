@@ -10,17 +10,18 @@ from collections.abc import Callable
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
 from bulktag.pipeline import flink, local
 from bulktag.pipeline.console import ProgressDisplay, say
 from bulktag.pipeline.failures import JobFailed
+from bulktag.pipeline.workspace import JOB_FILE, PROGRESS_DIR
 from bulktag.transforms import files
 from bulktag.transforms.progress import read_progress
 
 POLL_EVERY_S = 0.2
-# Beside the files that workers write, in the run's staging folder: how far they are, and what `follow` needs to know.
-PROGRESS_DIR, JOB_FILE = "progress", "job.json"
+SCORING_STEP = "Infer"
 
 
 def check_beam_options(flags: tuple[str, ...], also: list[str] | None = None) -> PipelineOptions:
@@ -86,14 +87,26 @@ class RunnerChoice:
 
 
 def choose_runner(flags: tuple[str, ...], workers: int, job_name: str = "") -> RunnerChoice:
-    """The runner that the user asked for; in this process where none was.
+    """The runner that the user asked for, ready for a job; in this process where none was.
 
     Args:
       flags: Beam's own options.
       workers: worker processes of the local runner.
       job_name: where the flags give none.
     Raises:
-      ValueError: see `check_beam_options`; or --workers with a runner that has workers of its own; or no cluster.
+      ValueError: see `check_runner`; or there is no cluster where one should be.
+    """
+    choice = check_runner(flags, workers)
+    if _kind(choice.name) == "FlinkRunner" and flink.is_cluster(choice.options):
+        return dataclasses.replace(choice, cluster=flink.prepare(choice.options, job_name))
+    return choice
+
+
+def check_runner(flags: tuple[str, ...], workers: int) -> RunnerChoice:
+    """What can be said of the choice without asking anybody.
+
+    Raises:
+      ValueError: see `check_beam_options`; or --workers with a runner that has workers of its own.
     """
     options = check_beam_options(flags)
     asked = any(flag.split("=", 1)[0] == "--runner" for flag in flags)
@@ -103,21 +116,20 @@ def choose_runner(flags: tuple[str, ...], workers: int, job_name: str = "") -> R
     if workers != 1:
         raise ValueError(f"expected workers only for the local runner, got workers {workers} and a --runner")
     name = options.view_as(StandardOptions).runner
-    kind = _check_runner(name)
-    if kind == "FlinkRunner" and flink.is_cluster(options):
-        return RunnerChoice(name, options, False, 1, flink.prepare(options, job_name))
-    return RunnerChoice(name, options, kind in _IN_PROCESS, 1)
+    return RunnerChoice(name, options, _kind(name) in _IN_PROCESS, 1)
 
 
 _IN_PROCESS = ("DirectRunner", "SwitchingDirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
 
 
-def _check_runner(name: str) -> str:
+def _kind(name: str) -> str:
     """Name of the runner's class.
 
     Raises:
       ValueError: Beam has none of this name, or what it needs is not installed.
     """
+    if name == "local":
+        return FnApiRunner.__name__
     try:
         return type(create_runner(name)).__name__
     except (ValueError, ImportError, AttributeError) as error:
@@ -134,7 +146,7 @@ def _make_runner(choice: RunnerChoice):
 
 def run_pipeline(
     choice: RunnerChoice, build: Callable[[beam.Pipeline, str], None], display: ProgressDisplay, staging_dir: str
-) -> dict[str, int]:
+) -> dict[str, dict[str, int]]:
     """Build a pipeline, run it to its end and show how far it is.
 
     Args:
@@ -143,7 +155,8 @@ def run_pipeline(
       display: shows progress.
       staging_dir: the run's staging folder, which launcher and workers reach.
     Returns:
-      the pipeline's counters, by "namespace/name".
+      counters: the pipeline's, by "namespace/name"; on a cluster also task_managers: elements of the step that scores
+      images, by TaskManager.
     Raises:
       KeyboardInterrupt: the user pressed Ctrl-C; the job's workers are ended.
       JobFailed: a worker or a cluster failed.
@@ -174,7 +187,10 @@ def run_pipeline(
         raise
     if "error" in outcome:
         raise _explain(outcome["error"], runner) from outcome["error"]
-    return outcome["counters"]
+    facts = {"counters": outcome["counters"]}
+    if choice.cluster:
+        facts["task_managers"] = choice.cluster.count_by_task_manager(runner.job_id, SCORING_STEP)
+    return facts
 
 
 def _describe_job(choice: RunnerChoice, runner, title: str, staging_dir: str) -> None:

@@ -5,7 +5,6 @@ import datetime
 import apache_beam as beam
 
 from bulktag.model.bundle import Bundle
-from bulktag.model.engine import choose_engine
 from bulktag.model.engine_settings import EngineSettings
 from bulktag.model.hardware import describe_device
 from bulktag.model.image import DEFAULT_RESIZE
@@ -14,7 +13,7 @@ from bulktag.pipeline.config import TagConfig
 from bulktag.pipeline.console import OUT, ProgressDisplay, print_table, say
 from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.network import check_examples, resolve_bundle
-from bulktag.pipeline.precision import settle_precision
+from bulktag.pipeline.precision import describe_engine, describe_engine_device, settle_precision
 from bulktag.pipeline.runners import choose_runner, run_pipeline
 from bulktag.transforms import files
 from bulktag.transforms.examples import ReadExamples, list_shards
@@ -48,7 +47,7 @@ def run_tag(config: TagConfig) -> dict:
     publish.check_apart(output, (source.uri for source in sources if source.kind == "folder"))
     record = outcome.RunRecord("tag", publish.new_run_id(), config)
     runner = choose_runner(config.beam, config.workers, record.job_name)
-    device = choose_engine(config.engine_settings).device  # a mistake is heard before anything is loaded
+    device = describe_engine_device(config.engine_settings, runner.is_local)  # a mistake is heard before anything loads
     record.note(run_date=_run_date(config, record), runner=runner.name, device=device)
 
     with publish.staging(output, record.run_id) as made:
@@ -56,7 +55,7 @@ def run_tag(config: TagConfig) -> dict:
         bundle, model_dir = resolve_bundle(config, model_dir, config.resize or DEFAULT_RESIZE)
         _check_resize(config, bundle)
         record.note(model_id=bundle.model_id, resize=bundle.resize, backbone=bundle.info["backbone"])
-        engine_settings = _settle_engine(config, sources, bundle, record, made, from_examples)
+        engine_settings = _settle_engine(config, sources, bundle, record, made, from_examples, runner.is_local)
         say(f"model: {bundle.model_id}, {len(bundle.labels)} labels; engine: {record.facts['engine']}; "
             f"runner: {runner.name}")  # fmt: skip
         settings = _tag_settings(config, bundle, record.run_id)
@@ -70,7 +69,8 @@ def run_tag(config: TagConfig) -> dict:
                 build_tag(pipeline, config, sources, bundle, handler, settings, made.work, progress_dir)
 
         with ProgressDisplay("tag") as display:
-            record.note(counters=run_pipeline(runner, build, display, made.work))
+            record.note(**run_pipeline(runner, build, display, made.work))
+        record.note_engine()
         return _finish(record, made, settings, config, expected)
 
 
@@ -96,18 +96,19 @@ def _run_date(config: TagConfig, record: outcome.RunRecord) -> str:
 
 def _settle_engine(
     config: TagConfig, sources: tuple[Source, ...], bundle: Bundle, record: outcome.RunRecord, made: publish.Staging,
-    from_examples: bool,
+    from_examples: bool, here: bool,
 ) -> EngineSettings:  # fmt: skip
     """Choose what runs the network; stored bottlenecks need only the head, which is always the same."""
     if from_examples:
-        record.note(engine=f"tensorflow, fp32, {describe_device(config.device)}")
+        device = describe_device(config.device) if here else config.device
+        record.note(engine=f"tensorflow, fp32, {device}")
         return config.engine_settings
     load = LoadSettings(bundle.backbone.image_size_px, bundle.resize, config.limits, config.read_threads)
     backbone = (bundle.backbone, bundle.backbone_graph()) if config.precision == "int8" else (bundle.backbone, None)
     settings, agreement = settle_precision(
         config.engine_settings, sources, load, backbone, bundle.head_graph(), files.join(made.work, "int8")
     )
-    record.note(engine=str(choose_engine(settings)), **({"int8": agreement} if agreement else {}))
+    record.note(engine=describe_engine(settings, here), **({"int8": agreement} if agreement else {}))
     return settings
 
 

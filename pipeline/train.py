@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from bulktag.model.backbone import Backbone, load_backbone
 from bulktag.model.bundle import BUNDLE_FILE, save_bundle
+from bulktag.model.fitting import Progress
 from bulktag.model.hardware import choose_training_device
 from bulktag.model.splits import ExamplesInfo, read_examples_info
 from bulktag.model.training import TrainedHead, TrainOptions, train_head
@@ -32,13 +33,41 @@ def run_train(config: TrainConfig) -> dict:
       ValueError: the request is wrong.
       JobFailed: the head is less accurate than asked for; nothing was published.
     """
-    examples, output = files.normalise(config.examples), files.normalise(config.model)
-    if not files.exists(files.join(examples, EXAMPLES_FILE)):
+    check_request(config)
+    if not config.remote:
+        return train_here(config, publish.new_run_id())
+    from bulktag.pipeline.remote import train_remotely  # which calls this module on the worker
+
+    return train_remotely(config)
+
+
+def check_request(config: TrainConfig) -> None:
+    """What can be wrong before anything is done.
+
+    Raises:
+      ValueError: no examples, or an output that is something else's.
+    """
+    if not files.exists(files.join(files.normalise(config.examples), EXAMPLES_FILE)):
         raise ValueError(f"expected a folder that extract wrote (with {EXAMPLES_FILE}), got {config.examples!r}")
-    publish.check_output(output, "train")
+    publish.check_output(files.normalise(config.model), "train")
     for folder in filter(None, (config.log_dir, config.checkpoint_dir)):
         publish.check_folder(files.normalise(folder))
-    record = outcome.RunRecord("train", publish.new_run_id(), config)
+
+
+def train_here(config: TrainConfig, run_id: str, watch: Callable[[Progress], None] | None = None) -> dict:
+    """Train on this machine.
+
+    Args:
+      config: what.
+      run_id: of the run.
+      watch: told how far it is, besides the terminal.
+    Returns:
+      contents of run.json.
+    Raises:
+      ValueError, JobFailed: see `run_train`.
+    """
+    examples, output = files.normalise(config.examples), files.normalise(config.model)
+    record = outcome.RunRecord("train", run_id, config)
     record.note(device=choose_training_device(config.device))
     say(f"device: {record.facts['device']}")
     local_examples = files.fetch_folder(examples)
@@ -50,18 +79,31 @@ def run_train(config: TrainConfig) -> dict:
 
     with publish.staging(output, record.run_id) as made, _checkpoints(config, output) as checkpoints:
         with TrainingDisplay() as display:
-            trained = train_head(local_examples, _train_options(config, checkpoints), display.update)
+            trained = train_head(local_examples, _train_options(config, checkpoints), _tell(display.update, watch))
         _note_figures(record, trained)
         _check_accuracy(config, trained)
         with working("writing the model"):
             files.write_folder(lambda folder: _save(folder, config, record, backbone, trained, info), made.final)
         run = record.to_json("succeeded")
         publish.publish(made, ENTRIES, run)
+    print_model(run, len(trained.labels), output)
+    return run
+
+
+def print_model(run: dict, num_labels: int, output: str) -> None:
+    """The last line of a training."""
     OUT.print(
-        f"model {run['model_id']}, {len(trained.labels)} labels, trained in {run['seconds']:.1f} s: {output}",
+        f"model {run['model_id']}, {num_labels} labels, trained in {run['seconds']:.1f} s: {output}",
         markup=False,
     )
-    return run
+
+
+def _tell(*listeners: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+    def tell(progress: Progress) -> None:
+        for listener in filter(None, listeners):
+            listener(progress)
+
+    return tell
 
 
 @contextlib.contextmanager
@@ -96,7 +138,8 @@ def _note_figures(record: outcome.RunRecord, trained: TrainedHead) -> None:
     record.note(resumed_epochs=trained.resumed_epochs)
     if trained.resumed_epochs:
         say(f"went on after epoch {trained.resumed_epochs} of a training that was interrupted")
-    _print_figures(trained)
+    print_figures(figures)
+    say(f"best epoch {trained.best_epoch} of {len(trained.history)}, temperature {trained.temperature:.2f}")
 
 
 def _save(
@@ -128,14 +171,14 @@ def _train_options(config: TrainConfig, checkpoints: str) -> TrainOptions:
     )  # fmt: skip
 
 
-def _print_figures(trained: TrainedHead) -> None:
+def print_figures(figures: dict[str, dict]) -> None:
+    """Accuracy and cross-entropy by split."""
     rows = [
         (split, values["n"], values["accuracy"], values["cross_entropy"])
-        for split, values in trained.figures.items()
+        for split, values in figures.items()
         if values["n"]
     ]
     print_table(("split", "images", "accuracy", "cross-entropy"), rows)
-    say(f"best epoch {trained.best_epoch} of {len(trained.history)}, temperature {trained.temperature:.2f}")
 
 
 def _check_accuracy(config: TrainConfig, trained: TrainedHead) -> None:

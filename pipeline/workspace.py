@@ -7,14 +7,19 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 
+from bulktag.pipeline import flink
+from bulktag.pipeline.console import say
 from bulktag.pipeline.signals import uninterrupted
 from bulktag.transforms import files
 
 STAGING_PREFIX = ".bulktag-"
 ATTEMPTS = 5
+# In the folder for what workers write: what another launcher needs to know of the job, and how far the workers are.
+JOB_FILE, PROGRESS_DIR = "job.json", "progress"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +112,33 @@ def _remove_abandoned(output: str) -> None:
     for name in os.listdir(output):
         path = os.path.join(output, name)
         if name.startswith(STAGING_PREFIX) and os.path.isdir(path) and (lock := try_lock(path)) is not None:
+            _end_job(path)
             files.delete_folder(path)
             os.close(lock)
+
+
+def _end_job(root: str) -> None:
+    """End a job on a cluster whose launcher is gone: nobody would publish what it makes."""
+    try:
+        job = json.loads(files.read_bytes(files.join(root, "work", JOB_FILE)))["flink"]
+        flink.FlinkCluster(job["url"]).cancel(job["job_id"])
+    except (OSError, ValueError, KeyError, flink.FlinkError):
+        return  # it was no such job, or it has ended
+    say(f"cancelled the job of a launcher that is gone: {job['job_id']}")
+
+
+def is_abandoned(root: str) -> bool:
+    """Whether the launcher of a staging folder is gone; never known of one on a store."""
+    if not files.is_local(root):
+        return False
+    try:
+        lock = try_lock(root)
+    except FileNotFoundError:
+        return False
+    if lock is None:
+        return False
+    os.close(lock)
+    return True
 
 
 def try_lock(folder: str) -> int | None:

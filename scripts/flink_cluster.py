@@ -225,6 +225,14 @@ class Cluster:
         for number in range(TASK_MANAGERS):
             self._start("taskmanager", [str(home / "bin/taskmanager.sh"), "start-foreground"], number)
         self._start("pool", [self._python, "-m", "bulktag.pipeline.worker_pool", "--port", str(POOL_PORT)])
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait for the JobManager, the TaskManagers and the worker pool.
+
+        Raises:
+          Failed: one of them ended, or did not answer in time.
+        """
         deadline = time.monotonic() + READY_WITHIN_S
         while not self._is_ready():
             self._check_alive()

@@ -27,6 +27,14 @@ class _WholeBatchHandler(ModelHandler):
     def __init__(self, folder: str, settings: EngineSettings):
         super().__init__(min_batch_size=1, max_batch_size=1)
         self._folder, self._settings = folder, settings
+        self._models_loaded = 0  # since it was last counted
+
+    def _count(self, engine: "FixedBatchEngine | Tagger", num_images: int) -> None:
+        """The counters of a run say what scored how many of its images: workers may differ in their processors."""
+        beam.metrics.Metrics.counter("engine", engine.describe()).inc(num_images)
+        if self._models_loaded:  # only now is there a bundle to count for
+            beam.metrics.Metrics.counter("infer", "models_loaded").inc(self._models_loaded)
+            self._models_loaded = 0
 
     def _local_settings(self) -> EngineSettings:
         if not self._settings.quantised:
@@ -56,11 +64,6 @@ class _WholeBatchHandler(ModelHandler):
         return "infer"
 
 
-def _count(engine: FixedBatchEngine | Tagger, num_images: int) -> None:
-    """The counters of a run say what scored how many of its images: workers may differ in their processors."""
-    beam.metrics.Metrics.counter("engine", engine.describe()).inc(num_images)
-
-
 def _nbytes(batch: PixelBatch | ScoredBatch) -> int:
     return (batch.pixels_BHWC if isinstance(batch, PixelBatch) else batch.bottleneck_BD).nbytes
 
@@ -70,6 +73,7 @@ class BackboneHandler(_WholeBatchHandler):
 
     def load_model(self) -> FixedBatchEngine:
         """Once a process."""
+        self._models_loaded += 1
         backbone = load_backbone(files.fetch_folder(self._folder))
         return build_backbone_engine(backbone.graph_def, self._local_settings())
 
@@ -78,7 +82,7 @@ class BackboneHandler(_WholeBatchHandler):
     ) -> Iterable[ScoredBatch]:
         """One result for each batch."""
         for item in batch:
-            _count(model, item.images.num_rows)
+            self._count(model, item.images.num_rows)
             yield ScoredBatch(item.images, model.run(item.pixels_BHWC), None)
 
 
@@ -87,13 +91,14 @@ class TaggerHandler(_WholeBatchHandler):
 
     def load_model(self) -> Tagger:
         """Once a process."""
+        self._models_loaded += 1
         bundle = load_bundle(files.fetch_folder(self._folder))
         return Tagger(bundle.backbone_graph(), bundle.head_graph(), self._local_settings())
 
     def run_inference(self, batch: Sequence[PixelBatch], model: Tagger, inference_args=None) -> Iterable[ScoredBatch]:
         """One result for each batch."""
         for item in batch:
-            _count(model, item.images.num_rows)
+            self._count(model, item.images.num_rows)
             bottleneck_BD, scores_BL = model.run(item.pixels_BHWC)
             yield ScoredBatch(item.images, bottleneck_BD, scores_BL)
 
@@ -103,6 +108,7 @@ class HeadHandler(_WholeBatchHandler):
 
     def load_model(self) -> FixedBatchEngine:
         """Once a process."""
+        self._models_loaded += 1
         return build_head_engine(load_bundle(files.fetch_folder(self._folder)).head_graph(), self._settings)
 
     def run_inference(
@@ -110,7 +116,7 @@ class HeadHandler(_WholeBatchHandler):
     ) -> Iterable[ScoredBatch]:
         """One result for each batch."""
         for item in batch:
-            _count(model, item.images.num_rows)
+            self._count(model, item.images.num_rows)
             yield ScoredBatch(item.images, item.bottleneck_BD, model.run(item.bottleneck_BD))
 
 

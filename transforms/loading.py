@@ -36,6 +36,11 @@ _SLUGS = {
 }
 
 
+# What a network disk says while its server is away; and how long that may last, in seconds.
+_AWAY = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO, errno.ETIMEDOUT)
+MAX_AWAY_S, LOOK_AGAIN_S = 60.0, 0.5
+
+
 class ReadError(Exception):
     """The bytes of an image cannot be had; `error_type` is the errors table's slug."""
 
@@ -74,6 +79,52 @@ def read_image(ref: ImageRef, max_bytes: int) -> tuple[bytes, int]:
         raise ReadError("bad_uri", str(error)) from error
     _check_size(len(data), max_bytes)
     return data, modified_us
+
+
+class Patience:
+    """Waits for folders that are away: a network disk whose server starts again, a folder that is being replaced.
+
+    A file alone that is gone was deleted. Where its whole folder is gone or empty, that comes back or it does not: all
+    readers of a process wait together, a minute in all, and then no more until a file of that folder can be read.
+    """
+
+    def __init__(self, max_away_s: float = MAX_AWAY_S):
+        self._max_away_s = max_away_s
+        self._away_since: dict[str, float] = {}
+
+    def read(self, ref: ImageRef, max_bytes: int) -> tuple[bytes, int]:
+        """See `read_image`."""
+        while True:
+            try:
+                result = read_image(ref, max_bytes)
+            except ReadError as error:
+                if not self._may_come_back(ref, error):
+                    raise
+                time.sleep(LOOK_AGAIN_S)
+            else:
+                if self._away_since:
+                    self._away_since.pop(os.path.dirname(ref.uri), None)
+                return result
+
+    def _may_come_back(self, ref: ImageRef, error: ReadError) -> bool:
+        # A manifest's row, of no known size, may never have had a file.
+        if not files.is_local(ref.uri) or ref.num_bytes < 0 or not _is_away(ref.uri, error):
+            return False
+        since = self._away_since.setdefault(os.path.dirname(ref.uri), time.monotonic())
+        return time.monotonic() - since < self._max_away_s
+
+
+def _is_away(path: str, error: ReadError) -> bool:
+    reason = error.__cause__
+    if isinstance(reason, OSError) and reason.errno in _AWAY:
+        return True
+    if error.error_type != "not_found":
+        return False
+    try:
+        with os.scandir(os.path.dirname(path)) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True
 
 
 def _open_regular(path: str) -> io.BufferedReader:
@@ -134,7 +185,9 @@ class Pace:
         self._decoders.release()
 
 
-def load_ref(ref: ImageRef, pixels_HWC: np.ndarray, settings: LoadSettings, pace: Pace) -> ImageInfo | ImageError:
+def load_ref(
+    ref: ImageRef, pixels_HWC: np.ndarray, settings: LoadSettings, pace: Pace, patience: Patience
+) -> ImageInfo | ImageError:
     """Read and decode one image into its place in a batch.
 
     Args:
@@ -142,6 +195,7 @@ def load_ref(ref: ImageRef, pixels_HWC: np.ndarray, settings: LoadSettings, pace
       pixels_HWC: uint8[S, S, 3], overwritten with the picture.
       settings: how.
       pace: of this thread.
+      patience: of this process.
     Returns:
       what is known of the image, or why it cannot be used.
     """
@@ -149,7 +203,7 @@ def load_ref(ref: ImageRef, pixels_HWC: np.ndarray, settings: LoadSettings, pace
     num_bytes = ref.num_bytes
     try:
         pace.start_reading()
-        data, modified_us = read_image(ref, settings.limits.max_bytes)
+        data, modified_us = patience.read(ref, settings.limits.max_bytes)
         num_bytes = len(data)
         stage = "decode"
         with pace:
@@ -185,6 +239,7 @@ class BatchLoader:
         self._pool = concurrent.futures.ThreadPoolExecutor(settings.read_threads, "bulktag-read")
         self._num_threads = settings.read_threads  # until the store's pace is known
         self._loading: collections.deque[_Batch] = collections.deque()
+        self._patience = Patience()
 
     def __len__(self) -> int:
         return len(self._loading)
@@ -205,7 +260,7 @@ class BatchLoader:
     def _load(self, turns: Iterator[int], refs: list[ImageRef], batch: _Batch) -> Pace:
         pace = Pace(self._decoders)
         for i in turns:
-            batch.results[i] = load_ref(refs[i], batch.pixels_BHWC[i], self._settings, pace)
+            batch.results[i] = load_ref(refs[i], batch.pixels_BHWC[i], self._settings, pace, self._patience)
         return pace
 
     def finish(self) -> tuple[np.ndarray, list[ImageInfo | ImageError]]:

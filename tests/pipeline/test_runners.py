@@ -98,7 +98,10 @@ def _count_three(pipeline, progress_dir):
 
 
 def test_counters_come_back_by_name(tmp_path):
-    assert run_pipeline(choose_runner((), 1), _count_three, ProgressDisplay("job"), str(tmp_path))["read/done"] == 3
+    assert (
+        run_pipeline(choose_runner((), 1), _count_three, ProgressDisplay("job"), str(tmp_path))["counters"]["read/done"]
+        == 3
+    )
 
 
 def test_what_a_job_raises_is_raised(tmp_path):
