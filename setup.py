@@ -14,6 +14,7 @@ VERSION = (HERE / "bulktag" / "VERSION").read_text(encoding="utf-8").strip()
 # Lower bounds are the oldest versions that the tests were run with, which today are those of requirements.lock.
 REQUIREMENTS = [
     "apache-beam>=2.77.0,<3",
+    "grpcio>=1.85.1",
     "h5py>=3.14.0",
     "joblib>=1.6.0",
     "keras>=3.15.1",
@@ -46,6 +47,8 @@ DEV = [
     *TENSORBOARD,
     *OPENVINO,
     "hypothesis>=6.170.15",
+    "jsonschema>=4.26.0",
+    "kubernetes-validate>=1.37.0",
     "pandas>=3.1.1",
     "polars>=2.1.0",
     "pytest>=9.2.0",

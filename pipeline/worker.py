@@ -39,9 +39,9 @@ def _serve_launcher(launcher: int) -> None:
             sys.stderr = stderr
 
 
-def _serve_runner(control: str, worker_id: str) -> None:
-    """Serve a runner's TaskManager at its control endpoint, until it hangs up."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+def _serve_runner(pool: int, control: str, worker_id: str) -> None:
+    """Serve a runner's TaskManager at its control endpoint, until it hangs up or the pool ends."""
+    threading.Thread(target=_end_with, args=(pool,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool hears it
     # TensorFlow is imported where a stage needs it: a runner starts a worker for each stage, and most do without.
     quiet_environment()
@@ -66,14 +66,14 @@ def _quiet_about_hanging_up(failure: threading.ExceptHookArgs) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Serve until the one who gives the work hangs up."""
     parser = argparse.ArgumentParser(prog="python -m bulktag.pipeline.worker")
-    parser.add_argument("--launcher", type=int, help="process number of the local runner")
+    parser.add_argument("--launcher", type=int, required=True, help="process number to end with")
     parser.add_argument("--control", help="control endpoint of a runner's TaskManager")
     parser.add_argument("--id", help="the TaskManager's name for this worker")
     args = parser.parse_args(argv)
-    if args.launcher:
-        _serve_launcher(args.launcher)
+    if args.control:
+        _serve_runner(args.launcher, args.control, args.id)
     else:
-        _serve_runner(args.control, args.id)
+        _serve_launcher(args.launcher)
 
 
 if __name__ == "__main__":

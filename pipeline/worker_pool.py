@@ -12,6 +12,7 @@ TaskManager has a pool to itself. This one differs in what Beam 2.77's lacks:
 
 import argparse
 import concurrent.futures
+import os
 import signal
 import subprocess
 import sys
@@ -48,7 +49,8 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
     def StartWorker(self, request, context):
         """Start one that connects to the TaskManager that asks."""
         command = [
-            sys.executable, "-m", WORKER_MODULE, "--control", request.control_endpoint.url, "--id", request.worker_id
+            sys.executable, "-m", WORKER_MODULE, "--launcher", str(os.getpid()),
+            "--control", request.control_endpoint.url, "--id", request.worker_id,
         ]  # fmt: skip
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL)

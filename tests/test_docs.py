@@ -11,6 +11,7 @@ import pytest
 from bulktag.pipeline.cli import build_parser
 from bulktag.pipeline.config import JOBS, ClassifyConfig, TagConfig, build_config
 from bulktag.pipeline.run import load_run
+from bulktag.pipeline.runners import check_runner
 from bulktag.pipeline.tag import run_tag
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
@@ -20,7 +21,7 @@ COMMANDS = [
     line.split("  #")[0].strip()
     for kind, text in BLOCKS
     if not kind
-    for line in text.splitlines()
+    for line in text.replace("\\\n", "").splitlines()
     if "bulktag " in line
 ]
 COMMANDS = [command for command in COMMANDS if command.startswith("bulktag ")]
@@ -56,9 +57,12 @@ def test_readme_shows_commands():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_readme_commands_parse(command):
-    parsed = vars(build_parser().parse_args(shlex.split(command)[1:]))
-    verb = parsed.pop("verb")
-    build_config({**JOBS, "classify": ClassifyConfig}[verb], parsed)
+    parsed, beam = build_parser().parse_known_args(shlex.split(command)[1:])
+    values = vars(parsed)
+    verb = values.pop("verb")
+    if verb in (kinds := {**JOBS, "classify": ClassifyConfig}):
+        build_config(kinds[verb], {**values, **({"beam": beam} if beam else {})})
+        check_runner(tuple(beam), 1)
 
 
 def test_readme_names_every_make_target_it_uses():

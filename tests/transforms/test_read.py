@@ -12,7 +12,7 @@ from apache_beam.testing.util import assert_that
 
 from bulktag.model.image import BadImage, ImageLimits, load_image
 from bulktag.transforms import files, loading, read
-from bulktag.transforms.loading import LoadSettings, Pace, ReadError, load_ref, read_image
+from bulktag.transforms.loading import LoadSettings, Pace, Patience, ReadError, load_ref, read_image
 from bulktag.transforms.progress import read_progress
 from bulktag.transforms.read import ReadImages
 from bulktag.transforms.records import ImageError, ImageInfo, ImageRef, PixelBatch, unpack_images
@@ -29,7 +29,9 @@ def _pace():
 
 
 def _load(ref, **limits):
-    return load_ref(ref, np.zeros((8, 8, 3), np.uint8), LoadSettings(8, "crop", ImageLimits(**limits)), _pace())
+    return load_ref(
+        ref, np.zeros((8, 8, 3), np.uint8), LoadSettings(8, "crop", ImageLimits(**limits)), _pace(), Patience(0)
+    )
 
 
 def test_a_picture_is_read_decoded_and_described(tmp_path, picture):
@@ -38,7 +40,7 @@ def test_a_picture_is_read_decoded_and_described(tmp_path, picture):
     path.write_bytes(data)
     os.utime(path, ns=(0, 1_600_000_000_123_456_789))
     pixels_HWC = np.zeros((8, 8, 3), np.uint8)
-    info = load_ref(_ref(path), pixels_HWC, LoadSettings(8, "squash", keep_encoded=True), _pace())
+    info = load_ref(_ref(path), pixels_HWC, LoadSettings(8, "squash", keep_encoded=True), _pace(), Patience(0))
     assert info == ImageInfo(
         str(path), ("l",), len(data), 1_600_000_000_123_456, hashlib.sha256(data).digest(), 30, 20, data
     )
@@ -243,6 +245,46 @@ def test_read_images_sends_each_image_to_exactly_one_output(tmp_path, picture):
 def test_sizes_below_one_are_refused_when_the_transform_is_made(field):
     with pytest.raises(ValueError, match=f"expected {field} of at least 1, got 0"):
         ReadImages(**{"image_size_px": 8, "resize": "crop", field: 0})
+
+
+def test_a_folder_that_is_away_is_waited_for(tmp_path, picture):
+    (tmp_path / "photos").mkdir()
+    path = tmp_path / "photos" / "a.png"
+    path.write_bytes(picture(1))
+    (tmp_path / "photos").rename(tmp_path / "away")
+    comes_back = threading.Timer(0.7, lambda: (tmp_path / "away").rename(tmp_path / "photos"))
+    comes_back.start()
+    assert Patience(30).read(_ref(path, len(picture(1))), LIMIT)[0] == picture(1)
+    comes_back.join()
+
+
+def test_a_disk_that_is_unmounted_leaves_an_empty_folder_and_is_waited_for(tmp_path, picture):
+    path = tmp_path / "a.png"
+    comes_back = threading.Timer(0.7, lambda: path.write_bytes(picture(1)))
+    comes_back.start()
+    assert Patience(30).read(_ref(path, len(picture(1))), LIMIT)[0] == picture(1)
+    comes_back.join()
+
+
+def test_a_file_that_was_deleted_is_not_waited_for(tmp_path):
+    (tmp_path / "other").touch()
+    for ref in (_ref(tmp_path / "gone", 10), _ref(tmp_path / "no folder" / "named by a manifest")):
+        before = time.monotonic()
+        with pytest.raises(ReadError) as caught:
+            Patience(30).read(ref, LIMIT)
+        assert caught.value.error_type == "not_found" and time.monotonic() - before < 10
+
+
+def test_a_folder_that_stays_away_is_waited_for_once(tmp_path, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(loading.time, "sleep", lambda s: pauses.append(s))
+    now = [0.0]
+    monkeypatch.setattr(loading.time, "monotonic", lambda: now.__setitem__(0, now[0] + 1) or now[0])
+    patience = Patience(10)
+    for _ in range(50):
+        with pytest.raises(ReadError):
+            patience.read(_ref(tmp_path / "gone" / "a.jpg", 10), LIMIT)
+    assert 1 <= len(pauses) <= 10
 
 
 def _delayed(monkeypatch, delay_s):
