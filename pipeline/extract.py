@@ -20,7 +20,7 @@ from bulktag.transforms.loading import LoadSettings
 from bulktag.transforms.manifests import label_columns
 from bulktag.transforms.read import ReadImages
 from bulktag.transforms.records import SPLITS, errors_schema
-from bulktag.transforms.sources import EXAMPLES_FILE, MatchImages, Source, check_source, parse_source
+from bulktag.transforms.sources import EXAMPLES_FILE, MatchImages, Source, check_source, parse_source, split_sources
 from bulktag.transforms.staging import CommitFiles, read_manifest
 from bulktag.transforms.tables import ERRORS, WriteErrors, write_empty_table
 
@@ -65,9 +65,10 @@ def run_extract(config: ExtractConfig) -> dict:
         record.note(engine=engine, **({"int8": agreement} if agreement else {}))
         say(f"engine: {record.facts['engine']}; runner: {runner.name}")
         handler = BackboneHandler(backbone_dir, settings)
+        parts = split_sources(sources)
 
         def build(pipeline: beam.Pipeline, progress_dir: str) -> None:
-            build_extract(pipeline, config, sources, shards, backbone.spec, handler, made.work, progress_dir,
+            build_extract(pipeline, config, parts, shards, backbone.spec, handler, made.work, progress_dir,
                           record.run_id)  # fmt: skip
 
         with ProgressDisplay("extract") as display:

@@ -54,8 +54,8 @@ def _find_job(folder: str) -> str | None:
     if files.is_local(folder):
         names = [name for name in os.listdir(folder)] if os.path.isdir(folder) else []
     else:
-        found = files.list_remote(files.escape(folder) + "/" + STAGING_PREFIX + "*/work/" + JOB_FILE)
-        names = [uri[len(folder) + 1 :].split("/", 1)[0] for uri, _, _ in found]
+        found = files.list_prefix(f"{folder}/{STAGING_PREFIX}")
+        names = {entry.uri[len(folder) + 1 :].split("/", 1)[0] for entry in found}
     jobs = [
         name.removeprefix(STAGING_PREFIX)
         for name in names

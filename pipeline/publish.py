@@ -5,14 +5,11 @@ place, run.json and _SUCCESS last. Whoever waits for _SUCCESS never sees half a 
 staging folder, which the next run removes.
 """
 
-import contextlib
 import datetime
 import json
 import os
 import secrets
 from collections.abc import Iterable
-
-from apache_beam.io.filesystems import FileSystems
 
 from bulktag.pipeline.signals import uninterrupted
 from bulktag.pipeline.workspace import Staging, locked, staging
@@ -124,12 +121,14 @@ def arrange_parts(made: Staging, staged: list[StagedFile], folders: dict[str, st
       staged: the files that count.
       folders: folder of each table, relative to the output; `part-00000-of-00002` and so on are made in it.
     """
+    moves = []
     for table, folder in folders.items():
         parts = [file for file in staged if file.table == table]
         for i, file in enumerate(sorted(parts, key=lambda part: part.uri)):
             suffix = "." + file.uri.rsplit("/", 1)[-1].split(".", 1)[1]
             name = f"part-{i:05d}-of-{len(parts):05d}{suffix}"
-            files.move_file(file.uri, files.join(made.final, folder, name))
+            moves.append((file.uri, files.join(made.final, folder, name)))
+    files.move_files(moves)
 
 
 def publish(made: Staging, entries: tuple[str, ...], run: dict) -> None:
@@ -147,7 +146,7 @@ def publish(made: Staging, entries: tuple[str, ...], run: dict) -> None:
     files.write_bytes(files.join(made.final, SUCCESS), (run["run_id"] + "\n").encode())
     done = False
     try:
-        with uninterrupted(), locked(made.output) if files.is_local(made.output) else contextlib.nullcontext():
+        with locked(made.output), uninterrupted():
             _swap_all(made, entries)
             done = True
     except KeyboardInterrupt as stop:
@@ -173,10 +172,8 @@ def _swap(made: Staging, entry: str, target: str) -> None:
         _swap_local(old, new, os.path.join(os.path.dirname(made.final), "old", secrets.token_hex(4)))
         return
     _remove(old)
-    found = [path for path, _, _ in files.list_remote(files.escape(new) + "**")]
-    for path in found:
-        if path == new or path.startswith(new + "/"):
-            files.move_file(path, old + path[len(new) :])
+    found = [new] if files.is_file(new) else [stored.uri for stored in files.list_below(new)]
+    files.move_files((path, old + path[len(new) :]) for path in found)
 
 
 def _swap_local(old: str, new: str, aside: str) -> None:
@@ -189,11 +186,7 @@ def _swap_local(old: str, new: str, aside: str) -> None:
 
 
 def _remove(path: str) -> None:
-    if files.is_local(path):
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            os.unlink(path)
-    elif FileSystems.exists(path):
-        FileSystems.delete([path])
+    files.delete_file(path)
     files.delete_folder(path)
 
 
@@ -205,13 +198,13 @@ def publish_failed(made: Staging, run: dict) -> str:
     """
     target = files.join(made.output, FAILED)
     _write_json(files.join(made.final, RUN_FILE), run)
-    if files.is_local(made.output):
-        with uninterrupted(), locked(made.output):
+    with locked(made.output), uninterrupted():
+        if files.is_local(made.output):
             _swap_local(target, made.final, os.path.join(os.path.dirname(made.final), "old", secrets.token_hex(4)))
-    else:
-        files.delete_folder(target)
-        for path, _, _ in files.list_remote(files.escape(made.final) + "/**"):
-            files.move_file(path, target + path[len(made.final) :])
+        else:
+            files.delete_folder(target)
+            files.move_files((stored.uri, target + stored.uri[len(made.final) :])
+                             for stored in files.list_below(made.final))  # fmt: skip
     return target
 
 

@@ -22,7 +22,7 @@ from bulktag.transforms.loading import LoadSettings
 from bulktag.transforms.manifests import label_columns
 from bulktag.transforms.read import ReadImages
 from bulktag.transforms.records import ScoredBatch, errors_schema
-from bulktag.transforms.sources import EXAMPLES_FILE, MatchImages, Source, check_source, parse_source
+from bulktag.transforms.sources import EXAMPLES_FILE, MatchImages, Source, check_source, parse_source, split_sources
 from bulktag.transforms.staging import CommitFiles, read_manifest
 from bulktag.transforms.tables import ERRORS, TAGS, TagSettings, WriteErrors, WriteTags, write_empty_table
 
@@ -59,6 +59,7 @@ def run_tag(config: TagConfig) -> dict:
         say(f"model: {bundle.model_id}, {len(bundle.labels)} labels; engine: {record.facts['engine']}; "
             f"runner: {runner.name}")  # fmt: skip
         settings = _tag_settings(config, bundle, record.run_id)
+        parts = split_sources(sources)
         expected = sum(check_examples(sources[0].uri, bundle).values()) if from_examples else None
 
         def build(pipeline: beam.Pipeline, progress_dir: str) -> None:
@@ -66,7 +67,7 @@ def run_tag(config: TagConfig) -> dict:
                 build_retag(pipeline, config, sources, bundle, model_dir, settings, made.work, progress_dir)
             else:
                 handler = TaggerHandler(model_dir, engine_settings)
-                build_tag(pipeline, config, sources, bundle, handler, settings, made.work, progress_dir)
+                build_tag(pipeline, config, parts, bundle, handler, settings, made.work, progress_dir)
 
         with ProgressDisplay("tag") as display:
             record.note(**run_pipeline(runner, build, display, made.work))

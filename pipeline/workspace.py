@@ -1,6 +1,7 @@
 """A run's own folder beside its output: made, locked and removed.
 
-The folder is locked for as long as the process lives, so that a later run can tell what a dead one left behind.
+The folder is locked for as long as the process lives, so that a later run can tell what a dead one left behind. In a
+store, an object in it says that the process lives.
 """
 
 import contextlib
@@ -11,8 +12,8 @@ import json
 import os
 from collections.abc import Iterator
 
-from bulktag.pipeline import flink
-from bulktag.pipeline.console import say
+from bulktag.pipeline import flink, store_locks
+from bulktag.pipeline.console import say, warn
 from bulktag.pipeline.signals import uninterrupted
 from bulktag.transforms import files
 
@@ -49,10 +50,8 @@ def staging(output: str, run_id: str) -> Iterator[Staging]:
     root = files.join(output, STAGING_PREFIX + run_id)
     made = Staging(run_id, output, files.join(root, "work"), files.join(root, "final"))
     if not files.is_local(output):
-        try:
+        with _staging_on_store(output, root):
             yield made
-        finally:
-            files.delete_folder(root)
         return
     existed = os.path.isdir(output)
     try:
@@ -71,6 +70,22 @@ def staging(output: str, run_id: str) -> Iterator[Staging]:
             if not existed:
                 with contextlib.suppress(OSError):
                     os.rmdir(output)  # nothing was published: leave no empty folder behind
+
+
+@contextlib.contextmanager
+def _staging_on_store(output: str, root: str) -> Iterator[None]:
+    try:
+        with store_locks.alive(root):
+            for abandoned in store_locks.find_abandoned(output, STAGING_PREFIX, root):
+                _end_job(abandoned)
+                files.delete_folder(abandoned)
+            yield
+    finally:
+        try:
+            with uninterrupted():
+                files.delete_folder(root)
+        except OSError as error:
+            warn(f"a later run will remove the temporary folder: {error}")
 
 
 def _make_staging(made: Staging, root: str) -> int | None:
@@ -128,9 +143,9 @@ def _end_job(root: str) -> None:
 
 
 def is_abandoned(root: str) -> bool:
-    """Whether the launcher of a staging folder is gone; never known of one on a store."""
+    """Whether the launcher of a staging folder is gone."""
     if not files.is_local(root):
-        return False
+        return store_locks.is_gone(root)
     try:
         lock = try_lock(root)
     except FileNotFoundError:
@@ -158,6 +173,10 @@ def locked(folder: str) -> Iterator[None]:
 
     On a disk without locks, as some that are mounted over a network, nothing is held.
     """
+    if not files.is_local(folder):
+        with store_locks.locked(folder):
+            yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

@@ -20,8 +20,11 @@ _FEATURES = {
     "image/width": tf.io.FixedLenFeature([], tf.int64),
     "image/bytes": tf.io.FixedLenFeature([], tf.int64, -1),
     "image/modified": tf.io.FixedLenFeature([], tf.int64, -1),
+    "image/generation": tf.io.FixedLenFeature([], tf.int64, -1),
+    "image/md5": tf.io.FixedLenFeature([], tf.string, ""),
     "image/class/text": tf.io.RaggedFeature(tf.string),
 }
+_NUMBERS = ("bytes", "modified", "generation", "width", "height", "bottleneck")
 _DIGEST_BYTES = IMAGES_SCHEMA.field("sha256").type.byte_width
 
 
@@ -38,10 +41,11 @@ def column_parser(width: int) -> Callable[[tf.Tensor], dict]:
         labels = parsed["image/class/text"]
         return {
             "uri": _join(parsed["image/uri"]),
+            "md5": _join(parsed["image/md5"]),
             "labels": _join(labels.flat_values),
             "label_splits": tf.cast(labels.row_splits, tf.int32),
             "sha256": tf.io.decode_raw(parsed["image/sha256"], tf.uint8),
-            **{name: parsed[f"image/{name}"] for name in ("bytes", "modified", "width", "height", "bottleneck")},
+            **{name: parsed[f"image/{name}"] for name in _NUMBERS},
         }
 
     return parse
@@ -67,6 +71,8 @@ def build_batch(parsed: dict[str, np.ndarray]) -> ScoredBatch:
         "labels": pa.ListArray.from_arrays(pa.array(parsed["label_splits"]), _string_array(*parsed["labels"])),
         "bytes": null_if_negative(parsed["bytes"], pa.int64()),
         "modified": null_if_negative(parsed["modified"], IMAGES_SCHEMA.field("modified").type),
+        "generation": null_if_negative(parsed["generation"], pa.int64()),
+        "md5": _null_if_empty(*parsed["md5"]),
         "sha256": pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(_DIGEST_BYTES), len(uris), [None, pa.py_buffer(digest_BX)]
         ),
@@ -76,6 +82,14 @@ def build_batch(parsed: dict[str, np.ndarray]) -> ScoredBatch:
     }
     images = pa.RecordBatch.from_arrays([columns[name] for name in IMAGES_SCHEMA.names], schema=IMAGES_SCHEMA)
     return ScoredBatch(images, parsed["bottleneck"], None)
+
+
+def _null_if_empty(length_T: np.ndarray, joined: bytes) -> pa.StringArray:
+    texts = _string_array(length_T, joined)
+    if length_T.all():
+        return texts
+    validity = pa.py_buffer(np.packbits(length_T > 0, bitorder="little"))
+    return pa.StringArray.from_buffers(len(texts), *texts.buffers()[1:], validity)
 
 
 def _string_array(length_T: np.ndarray, joined: bytes) -> pa.StringArray:

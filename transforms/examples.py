@@ -204,7 +204,7 @@ def list_shards(examples_dir: str, splits: Iterable[str] = SPLITS) -> list[str]:
             names = os.listdir(folder) if os.path.isdir(folder) else []
             found += sorted(os.path.join(folder, name) for name in names)
         else:
-            found += sorted(uri for uri, _, _ in files.list_remote(files.escape(folder) + "/*"))
+            found += sorted(shard.uri for shard in files.list_children(folder))
     suffixes = tuple(SUFFIXES.values())
     return [uri for uri in found if uri.endswith(suffixes) and not uri.rsplit("/", 1)[1].startswith(".")]
 

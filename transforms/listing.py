@@ -4,13 +4,12 @@ import collections
 import glob
 import os
 import stat
-from collections.abc import Iterator
-
-from apache_beam.io.filesystem import BeamIOError
+from collections.abc import Iterable, Iterator
 
 from bulktag.model.image import IMAGE_SUFFIXES
 from bulktag.transforms import files
 from bulktag.transforms.records import ImageError, ImageRef, SkippedFile
+from bulktag.transforms.stored import StoredObject
 
 Found = ImageRef | ImageError | SkippedFile
 
@@ -110,21 +109,22 @@ def describe_file(path: str) -> Found:
     return ImageRef(path, (), status.st_size, status.st_mtime_ns // 1000)
 
 
-def list_remote(pattern: str, folder: str | None) -> Iterator[Found]:
-    """Objects of a store; object stores have no folders, a name that ends in / stands for one.
+def describe_objects(found: Iterable[StoredObject], folder: str | None = None) -> Iterator[Found]:
+    """What a store listed; stores have no folders, a name that ends in / stands for one.
 
     Args:
-      pattern: of Beam's kind.
-      folder: where only what looks like an image below this folder is wanted; None for all that matches.
+      found: the objects.
+      folder: where only what looks like an image below this folder is wanted; None for all of them.
     """
-    try:
-        for uri, num_bytes, modified_us in files.list_remote(pattern):
-            if uri.endswith("/"):
-                continue
-            reason = skip_reason(uri[len(folder) + 1 :]) if folder else None
-            yield SkippedFile(reason, uri) if reason else ImageRef(uri, (), num_bytes, modified_us)
-    except BeamIOError as error:
-        yield ImageError(folder or pattern, "match", "listing_failed", str(error), -1)
+    for stored in found:
+        if stored.uri.endswith("/"):
+            continue
+        reason = skip_reason(stored.uri[len(folder) + 1 :]) if folder else None
+        yield (
+            SkippedFile(reason, stored.uri)
+            if reason
+            else ImageRef(stored.uri, (), stored.num_bytes, stored.modified_us, stored.generation, stored.md5)
+        )
 
 
 def _listing_error(folder: str, error: OSError) -> ImageError:

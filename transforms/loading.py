@@ -17,12 +17,12 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from apache_beam.io.filesystem import BeamIOError
 
 from bulktag.model.hardware import num_cores
 from bulktag.model.image import BadImage, ImageLimits, load_image
 from bulktag.transforms import files
 from bulktag.transforms.records import ImageError, ImageInfo, ImageRef
+from bulktag.transforms.stored import StoreError
 
 _SLUGS = {
     errno.ENOENT: "not_found",
@@ -49,36 +49,49 @@ class ReadError(Exception):
         self.error_type = error_type
 
 
-def read_image(ref: ImageRef, max_bytes: int) -> tuple[bytes, int]:
+def read_image(ref: ImageRef, max_bytes: int) -> tuple[bytes, ImageRef]:
     """Read an image's bytes, never more than the limit.
 
     Returns:
-      the bytes, and when they were last modified in microseconds since the epoch (-1: unknown).
+      the bytes, and the ref of what was read: a manifest does not say size and time, and a file may have been replaced
+      since it was listed.
     Raises:
       ReadError: vanished, not allowed, or the store failed.
       BadImage: larger than `max_bytes`.
     """
     _check_size(ref.num_bytes, max_bytes)
-    modified_us, size = ref.modified_us, ref.num_bytes
     try:
-        with _open_regular(ref.uri) if files.is_local(ref.uri) else files.open_file(ref.uri) as file:
-            if files.is_local(ref.uri):
-                # A manifest does not say, and the file may have been replaced since it was listed.
-                status = os.fstat(file.fileno())
-                modified_us, size = status.st_mtime_ns // 1000, status.st_size
-                _check_size(size, max_bytes)
-            # As much as it should be and one byte more: reading more at once would reserve memory for the limit.
-            data = file.read(min(size, max_bytes) + 1 if size >= 0 else max_bytes + 1)
-            if 0 <= size < len(data) <= max_bytes:  # it has grown
-                data += file.read(max_bytes + 1 - len(data))
+        read = _read_local if files.is_local(ref.uri) else _read_stored
+        data, ref = read(ref, max_bytes)
+    except StoreError as error:
+        raise ReadError(error.error_type, error.strerror) from error
     except OSError as error:
         raise ReadError(_SLUGS.get(error.errno, "io_error"), error.strerror or str(error)) from error
-    except BeamIOError as error:
-        raise ReadError("io_error", str(error)) from error
     except ValueError as error:  # an embedded NUL, a scheme without a file system
         raise ReadError("bad_uri", str(error)) from error
     _check_size(len(data), max_bytes)
-    return data, modified_us
+    return data, ref
+
+
+def _read_local(ref: ImageRef, max_bytes: int) -> tuple[bytes, ImageRef]:
+    with _open_regular(ref.uri) as file:
+        status = os.fstat(file.fileno())
+        size = status.st_size
+        _check_size(size, max_bytes)
+        # As much as it should be and one byte more: reading more at once would reserve memory for the limit.
+        data = file.read(min(size, max_bytes) + 1)
+        if size < len(data) <= max_bytes:  # it has grown
+            data += file.read(max_bytes + 1 - len(data))
+    return data, ref._replace(num_bytes=len(data), modified_us=status.st_mtime_ns // 1000)
+
+
+def _read_stored(ref: ImageRef, max_bytes: int) -> tuple[bytes, ImageRef]:
+    data, found = files.read_object(ref.uri, max_bytes)
+    if found.generation >= 0 and found.generation == ref.generation:
+        return data, ref  # the listing tells the time to the microsecond, the answer to a read to the second
+    if found.generation >= 0 or ref.num_bytes < 0:
+        ref = ref._replace(modified_us=found.modified_us, generation=found.generation, md5=found.md5)
+    return data, ref._replace(num_bytes=len(data))
 
 
 class Patience:
@@ -92,7 +105,7 @@ class Patience:
         self._max_away_s = max_away_s
         self._away_since: dict[str, float] = {}
 
-    def read(self, ref: ImageRef, max_bytes: int) -> tuple[bytes, int]:
+    def read(self, ref: ImageRef, max_bytes: int) -> tuple[bytes, ImageRef]:
         """See `read_image`."""
         while True:
             try:
@@ -200,20 +213,20 @@ def load_ref(
       what is known of the image, or why it cannot be used.
     """
     stage = "read"
-    num_bytes = ref.num_bytes
     try:
         pace.start_reading()
-        data, modified_us = patience.read(ref, settings.limits.max_bytes)
-        num_bytes = len(data)
+        data, ref = patience.read(ref, settings.limits.max_bytes)
         stage = "decode"
         with pace:
             image = load_image(data, settings.image_size_px, settings.resize, settings.limits)
             pixels_HWC[:] = image.pixels_HWC
             digest = hashlib.sha256(data).digest()
     except (ReadError, BadImage) as error:
-        return ImageError(ref.uri, stage, error.error_type, str(error), num_bytes)
-    encoded = data if settings.keep_encoded else None
-    return ImageInfo(ref.uri, tuple(ref.labels), num_bytes, modified_us, digest, image.width, image.height, encoded)
+        return ImageError(ref.uri, stage, error.error_type, str(error), ref.num_bytes)
+    return ImageInfo(
+        ref.uri, tuple(ref.labels), len(data), ref.modified_us, digest, image.width, image.height,
+        data if settings.keep_encoded else None, ref.generation, ref.md5,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass

@@ -84,4 +84,4 @@ def read_progress(folder: str) -> Counter:
 def _list(folder: str) -> list[str]:
     if files.is_local(folder):
         return [str(path) for path in pathlib.Path(folder).glob("[!.]*.json")]
-    return [uri for uri, _, _ in files.list_remote(files.escape(folder) + "/*")]
+    return [found.uri for found in files.list_children(folder)]

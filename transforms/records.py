@@ -27,6 +27,8 @@ class ImageRef(NamedTuple):
     labels: tuple[str, ...]  # as the source gives them; empty: none known
     num_bytes: int  # as listed; -1: the source does not know
     modified_us: int  # microseconds since the epoch, UTC; -1: unknown
+    generation: int = -1  # the store's number of this version; -1: it has none, as a local disk
+    md5: str = ""  # of the file, hexadecimal, where the store knows it without reading
 
 
 class ImageError(NamedTuple):
@@ -70,6 +72,8 @@ IMAGES_SCHEMA = pa.schema(
         pa.field("labels", pa.list_(pa.string()), nullable=False),
         pa.field("bytes", pa.int64()),  # null: unknown
         pa.field("modified", _TIMESTAMP),  # null: unknown
+        pa.field("generation", pa.int64()),  # null: the store has none
+        pa.field("md5", pa.string()),  # hexadecimal; null: the store does not say
         pa.field("sha256", pa.binary(32), nullable=False),
         pa.field("width", pa.int32(), nullable=False),  # pixels, after EXIF orientation
         pa.field("height", pa.int32(), nullable=False),
@@ -90,6 +94,8 @@ class ImageInfo:
     width: int  # pixels, after EXIF orientation
     height: int
     encoded: bytes | None = None  # the file's bytes, kept only where asked for
+    generation: int = -1  # of the object in its store
+    md5: str = ""  # of the object, where the store says it
 
 
 def pack_images(infos: Iterable[ImageInfo]) -> pa.RecordBatch:
@@ -100,6 +106,8 @@ def pack_images(infos: Iterable[ImageInfo]) -> pa.RecordBatch:
         pa.array([row.labels for row in rows], pa.list_(pa.string())),
         null_if_negative([row.num_bytes for row in rows], pa.int64()),
         null_if_negative([row.modified_us for row in rows], _TIMESTAMP),
+        null_if_negative([row.generation for row in rows], pa.int64()),
+        pa.array([row.md5 or None for row in rows], pa.string()),
         pa.array([row.sha256 for row in rows], pa.binary(32)),
         pa.array([row.width for row in rows], pa.int32()),
         pa.array([row.height for row in rows], pa.int32()),
@@ -108,14 +116,18 @@ def pack_images(infos: Iterable[ImageInfo]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=IMAGES_SCHEMA)
 
 
+_FIELD_OF = {"bytes": "num_bytes", "modified": "modified_us"}
+
+
 def unpack_images(images: pa.RecordBatch) -> list[ImageInfo]:
     """The opposite of `pack_images`."""
     columns = {name: images[name] for name in images.schema.names}
-    for name in ("bytes", "modified"):
+    for name in ("bytes", "modified", "generation"):
         columns[name] = columns[name].cast(pa.int64()).fill_null(-1)
-    lists = {name: column.to_pylist() for name, column in columns.items()}
+    columns["md5"] = columns["md5"].fill_null("")
+    lists = {_FIELD_OF.get(name, name): column.to_pylist() for name, column in columns.items()}
     lists["labels"] = map(tuple, lists["labels"])
-    return [ImageInfo(*row) for row in zip(*lists.values(), strict=True)]
+    return [ImageInfo(**dict(zip(lists, row, strict=True))) for row in zip(*lists.values(), strict=True)]
 
 
 def null_if_negative(values_B: np.ndarray | list[int], kind: pa.DataType) -> pa.Array:
@@ -184,6 +196,8 @@ def tags_schema(*, layout: str = "wide", scores: bool = False, embedding: bool =
         pa.field("height", pa.int32()),
         pa.field("bytes", pa.int64()),
         pa.field("modified", _TIMESTAMP),
+        pa.field("generation", pa.int64()),
+        pa.field("md5", pa.string()),
         pa.field("sha256", pa.string()),
         pa.field("model_id", pa.string(), nullable=False),
         pa.field("run_id", pa.string(), nullable=False),

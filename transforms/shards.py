@@ -7,7 +7,6 @@ import collections
 import contextlib
 import errno
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 
@@ -36,6 +35,8 @@ def build_example(image: ImageInfo, bottleneck_D: np.ndarray, label_ids: dict[st
         "image/width": _int64(image.width),
         "image/bytes": _int64(image.num_bytes),
         "image/modified": _int64(image.modified_us),
+        "image/generation": _int64(image.generation),
+        "image/md5": _bytes(image.md5.encode()),
         "image/class/text": _bytes(*(label.encode() for label in image.labels)),
         "image/class/label": _int64(*(label_ids[label] for label in image.labels)),
         "image/bottleneck": _floats(bottleneck_D),
@@ -126,7 +127,6 @@ class ShardWriter:
             self._writer.close()
         num_bytes = os.path.getsize(self._local)
         if self._local != self.uri:
-            with open(self._local, "rb") as source, files.create_file(self.uri) as target:
-                shutil.copyfileobj(source, target, files.COPY_CHUNK_BYTES)
+            files.upload_file(self._local, self.uri)
             os.unlink(self._local)
         return num_bytes

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import apache_beam as beam
 
 from bulktag.transforms import files
-from bulktag.transforms.listing import Found, describe_file, expand_glob, list_remote, walk_folder
+from bulktag.transforms.listing import Found, describe_file, describe_objects, expand_glob, walk_folder
 from bulktag.transforms.manifests import MANIFEST_SUFFIXES, check_manifest, read_manifest
 from bulktag.transforms.progress import add_progress
 from bulktag.transforms.records import ImageError, ImageRef, SkippedFile
@@ -29,10 +29,35 @@ class Source:
     Attributes:
       kind: "folder", "glob", "manifest", "file" or "examples" (a folder that `extract` wrote).
       uri: absolute path or URL; for a glob, the pattern.
+      start, end: of a folder in a store, the part that is meant; see `split_sources`.
     """
 
     kind: str
     uri: str
+    start: str = ""
+    end: str = ""
+
+
+def split_sources(sources: Iterable[Source]) -> tuple[Source, ...]:
+    """Sources as parts that can be listed side by side: a store lists a thousand objects at a time.
+
+    Raises:
+      ValueError: a store does not list one.
+    """
+    return tuple(part for source in sources for part in _split(source))
+
+
+def _split(source: Source) -> list[Source]:
+    if source.kind != "folder" or files.is_local(source.uri):
+        return [source]
+    try:
+        return [dataclasses.replace(source, start=start, end=end) for start, end in files.split_folder(source.uri)]
+    except OSError as error:
+        raise _unreachable(source.uri, error) from error
+
+
+def _unreachable(uri: str, error: OSError) -> ValueError:
+    return ValueError(f"expected a source that can be read, got {error.strerror or error}: {uri}")
 
 
 def parse_source(text: str) -> Source:
@@ -44,6 +69,13 @@ def parse_source(text: str) -> Source:
       ValueError: nothing of this name exists and it is no pattern.
     """
     uri = files.normalise(text)
+    try:
+        return _classify(uri, text)
+    except OSError as error:
+        raise _unreachable(uri, error) from error
+
+
+def _classify(uri: str, text: str) -> Source:
     if files.is_folder(uri):
         return Source("examples" if files.exists(files.join(uri, EXAMPLES_FILE)) else "folder", uri)
     is_file = files.exists(uri)
@@ -110,7 +142,7 @@ def find_images(source: Source, labels: str = "auto", separator: str = "") -> It
     # `--input photos/*` names the folders of the classes themselves: then the folder is the label of its own files. In
     # one that holds folders, files beside them belong to no class.
     root = source.uri if with_folder and source.kind == "folder" and files.has_folders(source.uri) else None
-    for item in _list_local(source) if files.is_local(source.uri) else _list_remote(source):
+    for item in _list_local(source) if files.is_local(source.uri) else _list_stored(source):
         if with_folder and isinstance(item, ImageRef) and (label := folder_label(item.uri, root)):
             item = item._replace(labels=(label,))
         yield item
@@ -122,10 +154,13 @@ def _list_local(source: Source) -> Iterator[Found]:
     return expand_glob(source.uri) if source.kind == "glob" else iter([describe_file(source.uri)])
 
 
-def _list_remote(source: Source) -> Iterator[Found]:
+def _list_stored(source: Source) -> Iterator[Found]:
     if source.kind == "folder":
-        return list_remote(files.escape(source.uri) + "/**", source.uri)
-    return list_remote(source.uri if source.kind == "glob" else files.escape(source.uri), None)
+        found = files.list_range(source.uri, source.start, source.end)
+        return describe_objects(found, source.uri)
+    if source.kind == "glob":
+        return describe_objects(files.list_matching(source.uri))
+    return describe_objects([files.describe_object(source.uri)])
 
 
 def folder_label(uri: str, root: str | None) -> str:
@@ -151,6 +186,8 @@ class _Sighting(NamedTuple):
     labels: tuple[str, ...] = ()
     num_bytes: int = -1
     modified_us: int = -1
+    generation: int = -1
+    md5: str = ""
     stage: str = ""
     reason: str = ""  # or the error's type
     message: str = ""
@@ -172,7 +209,7 @@ class _FindImages(beam.DoFn):
                 for label in set(item.labels) - labels:
                     yield beam.pvalue.TaggedOutput(LABELS, label)
                 labels.update(item.labels)
-                yield item.uri, _Sighting("image", tuple(item.labels), item.num_bytes, item.modified_us)
+                yield item.uri, _Sighting("image", *item[1:])
             elif isinstance(item, ImageError):
                 error = {"stage": item.stage, "reason": item.error_type, "message": item.message}
                 yield item.uri, _Sighting("error", num_bytes=item.num_bytes, **error)
@@ -189,7 +226,7 @@ def decide(uri: str, sightings: Iterable[_Sighting]) -> Found:
     for sighting in sightings:
         by_kind[sighting.kind].append(sighting)
     if images := by_kind["image"]:
-        return merge_refs(ImageRef(uri, tuple(image.labels), image.num_bytes, image.modified_us) for image in images)
+        return merge_refs(ImageRef(uri, tuple(image.labels), *image[2:6]) for image in images)
     if errors := by_kind["error"]:
         error = min(errors)
         return ImageError(uri, error.stage, error.reason, error.message, error.num_bytes)

@@ -111,7 +111,7 @@ def build_tags(batch: ScoredBatch, settings: TagSettings, tagged_at_us: int) -> 
 def _identity_columns(images: pa.RecordBatch, settings: TagSettings, tagged_at_us: int) -> dict[str, pa.Array]:
     n = images.num_rows
     return {
-        **{name: images[name] for name in ("width", "height", "bytes", "modified")},
+        **{name: images[name] for name in ("width", "height", "bytes", "modified", "generation", "md5")},
         "sha256": _hexadecimal(images["sha256"]),
         "model_id": pa.repeat(settings.model_id, n),
         "run_id": pa.repeat(settings.run_id, n),

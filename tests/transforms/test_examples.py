@@ -98,6 +98,8 @@ def test_an_example_has_the_features_of_the_contract():
         "image/width": [21],
         "image/bytes": [101],
         "image/modified": [1_700_000_000_000_001],
+        "image/generation": [-1],
+        "image/md5": [b""],
         "image/class/text": [b"b", "ä".encode()],
         "image/class/label": [0, 1],
         "image/bottleneck": [0.0, 1.0, 2.0, 3.0, 4.0],
