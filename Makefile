@@ -37,7 +37,14 @@ test: install-dev ## the quick tests
 	@$(BIN)/python -m pytest -q -m 'not slow'
 
 test-slow: install-dev ## the tests that take longer: full-size networks, real data, the demo
-	@$(BIN)/python -m pytest -q -m 'slow and not flink'
+	@$(BIN)/python -m pytest -q -m 'slow and not flink and not gcs'
+
+.PHONY: gcs-emulator test-gcs
+gcs-emulator: install ## an emulator of Google Cloud Storage on this machine, until it is interrupted; needs Go
+	@$(BIN)/python scripts/gcs_emulator.py up
+
+test-gcs: install-dev ## the tests against that emulator, which they start
+	@$(BIN)/python -m pytest -q -m gcs
 
 .PHONY: flink-jar flink-up flink-down test-flink
 flink-jar: install ## Beam's job server for Flink, as .flink/flink-job-server.jar; needs Java 17 and Maven

@@ -42,7 +42,10 @@ OPENVINO = ["openvino>=2026.4.1", "nncf>=3.4.0"]
 GCP = ["apache-beam[gcp]>=2.77.0,<3", "google-cloud-storage>=3.17.1"]
 TENSORBOARD = ["tensorboard>=2.21.0"]
 QUERY = ["duckdb>=2.0.0"]
+# For s3://.
+AWS = ["apache-beam[aws]>=2.77.0,<3", "boto3>=1.43.0"]
 DEV = [
+    *GCP,
     *QUERY,
     *TENSORBOARD,
     *OPENVINO,

@@ -45,6 +45,13 @@ def check_output(output: str, job: str) -> None:
       ValueError: the folder holds something that no run of `job` wrote.
     """
     check_folder(output)
+    try:
+        _check_published(output, job)
+    except PermissionError as error:
+        raise ValueError(f"expected an output folder that may be read, got {error.strerror}: {output}") from error
+
+
+def _check_published(output: str, job: str) -> None:
     if not files.exists(output):
         return
     run_file = files.join(output, RUN_FILE)

@@ -14,6 +14,7 @@ from bulktag.pipeline.console import say, warn
 from bulktag.transforms import files
 
 LOCK_NAME, ALIVE_NAME = ".bulktag-lock", "alive"
+ALIVE = b"alive\n"  # some stores refuse an empty object
 RENEW_EVERY_S = 20.0
 # A lock that nobody has renewed for so long is broken. Longer than one request is tried again.
 LOCK_EXPIRES_S = 90.0
@@ -92,8 +93,8 @@ def _acquire(uri: str, owner: bytes) -> int:
 def alive(root: str) -> Iterator[None]:
     """Have a run's staging folder say that the run lives."""
     uri = files.join(root, ALIVE_NAME)
-    files.write_bytes(uri, b"")
-    with _renewing(lambda: files.write_bytes(uri, b"")):
+    files.write_bytes(uri, ALIVE)
+    with _renewing(lambda: files.write_bytes(uri, ALIVE)):
         yield
 
 
