@@ -19,6 +19,7 @@ REQUIREMENTS = [
     "joblib>=1.6.0",
     "keras>=3.15.1",
     "numpy>=2.4.6",
+    "packaging>=25.0",
     "pillow>=12.3.0",
     "pyarrow>=25.0.1",
     "pyyaml>=6.0.3",
@@ -43,8 +44,9 @@ GCP = ["apache-beam[gcp]>=2.77.0,<3", "google-cloud-storage>=3.17.1"]
 TENSORBOARD = ["tensorboard>=2.21.0"]
 QUERY = ["duckdb>=2.0.0"]
 # For s3://.
-AWS = ["apache-beam[aws]>=2.77.0,<3", "boto3>=1.43.0"]
+AWS = ["apache-beam[aws]>=2.77.0,<3", "boto3>=1.44.5"]
 DEV = [
+    *AWS,
     *GCP,
     *QUERY,
     *TENSORBOARD,
@@ -52,6 +54,7 @@ DEV = [
     "hypothesis>=6.170.15",
     "jsonschema>=4.26.0",
     "kubernetes-validate>=1.37.0",
+    "moto[server]>=5.2.5",
     "pandas>=3.1.1",
     "polars>=2.1.0",
     "pytest>=9.2.0",
@@ -81,6 +84,7 @@ setup(
         "gpu": GPU,
         "openvino": OPENVINO,
         "gcp": GCP,
+        "aws": AWS,
         "tensorboard": TENSORBOARD,
         "query": QUERY,
         "dev": DEV,

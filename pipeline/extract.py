@@ -48,7 +48,7 @@ def run_extract(config: ExtractConfig) -> dict:
     publish.check_apart(output, (source.uri for source in sources if source.kind == "folder"))
     shards = ShardSettings(config.split, config.split_seed, config.compression)
     record = outcome.RunRecord("extract", publish.new_run_id(), config)
-    runner = choose_runner(config.beam, config.workers, record.job_name)
+    runner = choose_runner(config.beam, config.workers, record.job_name, config)
     device = describe_engine_device(config.engine_settings, runner.is_local)  # a mistake is heard before work begins
     record.note(runner=runner.name, device=device)
     backbone = resolve_backbone(config)

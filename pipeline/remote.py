@@ -34,7 +34,7 @@ def train_remotely(config: TrainConfig) -> dict:
     """
     output = files.normalise(config.model)
     record = outcome.RunRecord("train", publish.new_run_id(), config)
-    runner = choose_runner(config.beam, 1, record.job_name)
+    runner = choose_runner(config.beam, 1, record.job_name, config)
     say(f"training on a worker; runner: {runner.name}")
     there = dataclasses.replace(config, remote=False, beam=(), examples=files.normalise(config.examples), model=output)
     with publish.staging(output, record.run_id) as made:

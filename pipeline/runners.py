@@ -9,11 +9,12 @@ import threading
 from collections.abc import Callable
 
 import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
-from bulktag.pipeline import flink, local
+from bulktag.pipeline import dataflow, flink, local
 from bulktag.pipeline.console import ProgressDisplay, say
 from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.workspace import JOB_FILE, PROGRESS_DIR
@@ -85,18 +86,29 @@ class RunnerChoice:
     workers: int
     cluster: flink.FlinkCluster | None = None
 
+    @property
+    def is_dataflow(self) -> bool:
+        """Runs on Google's Dataflow."""
+        return self.name.endswith(dataflow.RUNNER)
 
-def choose_runner(flags: tuple[str, ...], workers: int, job_name: str = "") -> RunnerChoice:
+
+def choose_runner(flags: tuple[str, ...], workers: int, job_name: str = "", config=None) -> RunnerChoice:
     """The runner that the user asked for, ready for a job; in this process where none was.
 
     Args:
       flags: Beam's own options.
       workers: worker processes of the local runner.
       job_name: where the flags give none.
+      config: of the job, to look for what does not go together with the runner.
     Raises:
       ValueError: see `check_runner`; or there is no cluster where one should be.
     """
     choice = check_runner(flags, workers)
+    FileSystems.set_options(choice.options)  # for what the launcher itself reads and writes
+    if choice.is_dataflow:
+        if config is not None:
+            dataflow.check_job(config, choice.options)
+        dataflow.prepare(choice.options, job_name)
     if _kind(choice.name) == "FlinkRunner" and flink.is_cluster(choice.options):
         return dataclasses.replace(choice, cluster=flink.prepare(choice.options, job_name))
     return choice
@@ -116,6 +128,8 @@ def check_runner(flags: tuple[str, ...], workers: int) -> RunnerChoice:
     if workers != 1:
         raise ValueError(f"expected workers only for the local runner, got workers {workers} and a --runner")
     name = options.view_as(StandardOptions).runner
+    if _kind(name) == dataflow.RUNNER:
+        dataflow.check(options)
     return RunnerChoice(name, options, _kind(name) in _IN_PROCESS, 1)
 
 
@@ -172,6 +186,8 @@ def run_pipeline(
             pipeline = beam.Pipeline(runner=runner, options=choice.options)
             build(pipeline, progress_dir)
             result = outcome["result"] = pipeline.run()
+            if choice.is_dataflow:
+                _note_dataflow_job(choice, outcome, display.title, staging_dir)
             outcome["state"] = result.wait_until_finish()
             outcome["counters"] = _counters(result)
         except BaseException as error:  # handed to the caller's thread, below
@@ -187,7 +203,7 @@ def run_pipeline(
         raise
     if "error" in outcome:
         raise _explain(outcome["error"], runner) from outcome["error"]
-    facts = {"counters": outcome["counters"]}
+    facts = {"counters": outcome["counters"], **({"dataflow": outcome["job"]} if "job" in outcome else {})}
     if choice.cluster:
         facts["task_managers"] = choice.cluster.count_by_task_manager(runner.job_id, SCORING_STEP)
     return facts
@@ -203,13 +219,22 @@ def _describe_job(choice: RunnerChoice, runner, title: str, staging_dir: str) ->
     files.write_bytes(files.join(staging_dir, JOB_FILE), json.dumps(job).encode())
 
 
+def _note_dataflow_job(choice: RunnerChoice, outcome: dict, title: str, staging_dir: str) -> None:
+    job_id = outcome["result"].job_id()
+    job = outcome["job"] = {"job_id": job_id, "url": dataflow.job_url(choice.options, job_id)}
+    files.write_bytes(
+        files.join(staging_dir, JOB_FILE), json.dumps({"job": title, "runner": choice.name, "dataflow": job}).encode()
+    )
+    say(f"Dataflow job {job_id}: {job['url']}")
+
+
 def _explain(error: BaseException, runner) -> BaseException:
     """What to tell the user about the end of a job."""
     if "Channel closed prematurely" in str(error):  # Beam, to whom a worker was talking as it died
         return JobFailed(local.WORKER_DIED)
     if isinstance(runner, flink.ClusterRunner):
         return runner.explain(error)
-    return error
+    return dataflow.explain(error)
 
 
 def _wait_for(thread: threading.Thread, choice: RunnerChoice, show: Callable[[], None]) -> None:

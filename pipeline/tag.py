@@ -46,7 +46,7 @@ def run_tag(config: TagConfig) -> dict:
     from_examples = _check_sources(sources)
     publish.check_apart(output, (source.uri for source in sources if source.kind == "folder"))
     record = outcome.RunRecord("tag", publish.new_run_id(), config)
-    runner = choose_runner(config.beam, config.workers, record.job_name)
+    runner = choose_runner(config.beam, config.workers, record.job_name, config)
     device = describe_engine_device(config.engine_settings, runner.is_local)  # a mistake is heard before anything loads
     record.note(run_date=_run_date(config, record), runner=runner.name, device=device)
 
