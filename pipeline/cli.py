@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
                     "Example: bulktag run run_configs/local.yaml --set tag.top_k=3")  # fmt: skip
     run.add_argument("config", metavar="CONFIG.yaml", help="stages extract, train, evaluate, tag, with their options")
     run.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="replace one value")
-    run.add_argument("--dry-run", action="store_true", help="check the file, print what would be done, do nothing")
+    run.add_argument("--dry-run", action="store_true", help="check the whole run offline, print what would be launched")
     follow = _add_verb(verbs, "follow", "Watch a job that another launcher started, until it has ended.",
                        "Example: bulktag follow tags/")  # fmt: skip
     follow.add_argument("output", metavar="OUTPUT", help="the job's output folder")
@@ -249,18 +249,22 @@ def run_stage(job: str, config) -> Any:
 
 
 def _run_file(parsed: argparse.Namespace, rest: list[str]) -> int:
-    from bulktag.pipeline.run import describe_run, load_run
+    from bulktag.pipeline.run import load_run
 
     if rest:
         raise UsageError(f"bulktag run: {_unknown_flag(rest[0], ('set', 'dry_run'))}")
     try:
-        run = load_run(parsed.config, tuple(parsed.set))
+        run = load_run(parsed.config, tuple(parsed.set), offline=parsed.dry_run)
+        _require_tensorflow()
+        if parsed.dry_run:
+            from bulktag.pipeline.dry_run import describe_dry_run
+
+            print(describe_dry_run(run))
+            return EXIT_OK
     except ValueError as error:
+        if not _is_users_mistake(error):
+            raise
         raise UsageError(f"bulktag run: {error}") from error
-    if parsed.dry_run:
-        print(describe_run(run))
-        return EXIT_OK
-    _require_tensorflow()
     done: list[str] = []
     for job, config in run.stages:
         print(f"== {job} ==", file=sys.stderr)

@@ -56,7 +56,8 @@ def run_extract(config: ExtractConfig) -> dict:
     with publish.staging(output, record.run_id) as made:
         backbone_dir = files.join(made.final, "backbone")
         files.write_folder(backbone.save, backbone_dir)
-        load = LoadSettings(backbone.spec.image_size_px, config.resize, config.limits, config.read_threads)
+        load = LoadSettings(backbone.spec.image_size_px, config.resize, config.limits, config.read_threads,
+                            config.store_images)  # fmt: skip
         settings, agreement = settle_precision(
             config.engine_settings, sources, load, (backbone.spec, backbone.graph_def), None,
             files.join(made.work, "int8"),
@@ -68,7 +69,7 @@ def run_extract(config: ExtractConfig) -> dict:
         parts = split_sources(sources)
 
         def build(pipeline: beam.Pipeline, progress_dir: str) -> None:
-            build_extract(pipeline, config, parts, shards, backbone.spec, handler, made.work, progress_dir,
+            build_extract(pipeline, config, parts, shards, load, handler, made.work, progress_dir,
                           record.run_id)  # fmt: skip
 
         with ProgressDisplay("extract") as display:
@@ -89,13 +90,13 @@ def _check_labels(config: ExtractConfig, sources: tuple[Source, ...]) -> None:
 
 def build_extract(
     pipeline: beam.Pipeline, config: ExtractConfig, sources: tuple[Source, ...], shards: ShardSettings,
-    backbone: BackboneSpec, handler: BackboneHandler, staging_dir: str, progress_dir: str | None, run_id: str,
+    load: LoadSettings, handler: BackboneHandler, staging_dir: str, progress_dir: str | None, run_id: str,
 ) -> None:  # fmt: skip
     """Wire the graph."""
     matched = pipeline | "Match" >> MatchImages(sources, config.labels, config.label_separator, progress_dir)
     read = matched["refs"] | "Read" >> ReadImages(
-        backbone.image_size_px, config.resize, config.limits, config.batch_size, config.read_threads,
-        config.store_images, progress_dir,
+        load.image_size_px, load.resize, load.limits, config.batch_size, load.read_threads, load.keep_encoded,
+        progress_dir,
     )  # fmt: skip
     bottlenecks = read["batches"] | "Infer" >> InferBatches(handler, progress_dir)
     examples = bottlenecks | "Write" >> WriteExamples(staging_dir, matched["labels"], shards)

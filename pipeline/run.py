@@ -1,7 +1,6 @@
 """`bulktag run`: the stages of one YAML file, in order."""
 
 import dataclasses
-import os
 from typing import Any
 
 import yaml
@@ -15,18 +14,26 @@ from bulktag.transforms import files
 
 @dataclasses.dataclass(frozen=True)
 class RunFile:
-    """A parsed run: (job name, its configuration), in the order of the journey."""
+    """A parsed run.
+
+    Attributes:
+      path: of the file.
+      stages: (job name, its configuration), in the order of the journey.
+      places: path and line of each stage.
+    """
 
     path: str
     stages: tuple[tuple[str, Any], ...]
+    places: dict[str, str]
 
 
-def load_run(path: str, overrides: tuple[str, ...] = ()) -> RunFile:
+def load_run(path: str, overrides: tuple[str, ...] = (), *, offline: bool = False) -> RunFile:
     """Read and check a run file.
 
     Args:
       path: the YAML file; each top-level key is a job, its keys are the job's fields (`-` and `_` are the same).
       overrides: "job.field=value", read as YAML values; they replace what the file says.
+      offline: ask no store what its outputs hold.
     Raises:
       ValueError: with path and line: no YAML, an unknown stage or key, a value of the wrong type.
     """
@@ -52,16 +59,19 @@ def load_run(path: str, overrides: tuple[str, ...] = ()) -> RunFile:
         raise ValueError(f"expected at least one stage of {', '.join(JOBS)}, got none: {path}")
     # The order of the journey, whatever the order in the file.
     jobs = [job for job in JOBS if job in stages]
-    return RunFile(uri, tuple((job, _build(job, stages[job], f"{path}:{lines[job]}")) for job in jobs))
+    places = {job: f"{path}:{lines[job]}" for job in jobs}
+    return RunFile(uri, tuple((job, _build(job, stages[job], places[job], offline)) for job in jobs), places)
 
 
-def _build(job: str, values: dict[str, Any], place: str) -> Any:
+def _build(job: str, values: dict[str, Any], place: str, offline: bool) -> Any:
     """One stage's configuration, with what can be checked before any stage runs: the last one may run hours later."""
     try:
         config = build_config(JOBS[job], values)
         if getattr(config, "beam", ()):
             check_runner(config.beam, getattr(config, "workers", 1))
-        check_output(files.normalise(config.model if job == "train" else config.output), job)
+        output = files.normalise(config.model if job == "train" else config.output)
+        if files.is_local(output) or not offline:
+            check_output(output, job)
     except ValueError as error:
         raise ValueError(f"{job}: {error}: {place}") from error
     return config
@@ -152,15 +162,3 @@ def _apply_override(stages: dict[str, dict[str, Any]], override: str) -> None:
         raise ValueError(f"expected a YAML value, got {text!r} in --set {override}") from error
     except ValueError as error:
         raise ValueError(f"{error}: --set {override}") from error
-
-
-def describe_run(run: RunFile) -> str:
-    """What a run would do, with every value that differs from its default."""
-    lines = []
-    for job, config in run.stages:
-        lines.append(f"{job}:")
-        for field in dataclasses.fields(config):
-            value = getattr(config, field.name)
-            if value != field.default:
-                lines.append(f"  {field.name}: {list(value) if isinstance(value, tuple) else value}")
-    return os.linesep.join(lines)

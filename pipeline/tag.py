@@ -55,19 +55,23 @@ def run_tag(config: TagConfig) -> dict:
         bundle, model_dir = resolve_bundle(config, model_dir, config.resize or DEFAULT_RESIZE)
         _check_resize(config, bundle)
         record.note(model_id=bundle.model_id, resize=bundle.resize, backbone=bundle.info["backbone"])
-        engine_settings = _settle_engine(config, sources, bundle, record, made, from_examples, runner.is_local)
+        load = LoadSettings(bundle.backbone.image_size_px, bundle.resize, config.limits, config.read_threads)
+        engine_settings = _settle_engine(config, sources, load, bundle, record, made, from_examples, runner.is_local)
         say(f"model: {bundle.model_id}, {len(bundle.labels)} labels; engine: {record.facts['engine']}; "
             f"runner: {runner.name}")  # fmt: skip
         settings = _tag_settings(config, bundle, record.run_id)
         parts = split_sources(sources)
+        shards = tuple(uri for source in sources for uri in list_shards(source.uri)) if from_examples else ()
         expected = sum(check_examples(sources[0].uri, bundle).values()) if from_examples else None
 
         def build(pipeline: beam.Pipeline, progress_dir: str) -> None:
             if from_examples:
-                build_retag(pipeline, config, sources, bundle, model_dir, settings, made.work, progress_dir)
+                build_retag(
+                    pipeline, config, shards, bundle.backbone.width, model_dir, settings, made.work, progress_dir
+                )
             else:
                 handler = TaggerHandler(model_dir, engine_settings)
-                build_tag(pipeline, config, parts, bundle, handler, settings, made.work, progress_dir)
+                build_tag(pipeline, config, parts, load, handler, settings, made.work, progress_dir)
 
         with ProgressDisplay("tag") as display:
             record.note(**run_pipeline(runner, build, display, made.work))
@@ -96,15 +100,14 @@ def _run_date(config: TagConfig, record: outcome.RunRecord) -> str:
 
 
 def _settle_engine(
-    config: TagConfig, sources: tuple[Source, ...], bundle: Bundle, record: outcome.RunRecord, made: publish.Staging,
-    from_examples: bool, here: bool,
+    config: TagConfig, sources: tuple[Source, ...], load: LoadSettings, bundle: Bundle, record: outcome.RunRecord,
+    made: publish.Staging, from_examples: bool, here: bool,
 ) -> EngineSettings:  # fmt: skip
     """Choose what runs the network; stored bottlenecks need only the head, which is always the same."""
     if from_examples:
         device = describe_device(config.device) if here else config.device
         record.note(engine=f"tensorflow, fp32, {device}")
         return config.engine_settings
-    load = LoadSettings(bundle.backbone.image_size_px, bundle.resize, config.limits, config.read_threads)
     backbone = (bundle.backbone, bundle.backbone_graph()) if config.precision == "int8" else (bundle.backbone, None)
     settings, agreement = settle_precision(
         config.engine_settings, sources, load, backbone, bundle.head_graph(), files.join(made.work, "int8")
@@ -129,14 +132,13 @@ def _tag_settings(config: TagConfig, bundle: Bundle, run_id: str) -> TagSettings
 
 
 def build_tag(
-    pipeline: beam.Pipeline, config: TagConfig, sources: tuple[Source, ...], bundle: Bundle, handler: TaggerHandler,
-    settings: TagSettings, staging_dir: str, progress_dir: str | None,
+    pipeline: beam.Pipeline, config: TagConfig, sources: tuple[Source, ...], load: LoadSettings,
+    handler: TaggerHandler, settings: TagSettings, staging_dir: str, progress_dir: str | None,
 ) -> None:  # fmt: skip
     """Wire the graph from images."""
     matched = pipeline | "Match" >> MatchImages(sources, "none", progress_dir=progress_dir)
     read = matched["refs"] | "Read" >> ReadImages(
-        bundle.backbone.image_size_px, bundle.resize, config.limits, config.batch_size, config.read_threads,
-        progress_dir=progress_dir,
+        load.image_size_px, load.resize, load.limits, config.batch_size, load.read_threads, progress_dir=progress_dir,
     )  # fmt: skip
     scored = read["batches"] | "Infer" >> InferBatches(handler, progress_dir)
     tags = scored | "Tags" >> WriteTags(staging_dir, settings)
@@ -147,12 +149,11 @@ def build_tag(
 
 
 def build_retag(
-    pipeline: beam.Pipeline, config: TagConfig, sources: tuple[Source, ...], bundle: Bundle, model_dir: str,
+    pipeline: beam.Pipeline, config: TagConfig, shards: tuple[str, ...], width: int, model_dir: str,
     settings: TagSettings, staging_dir: str, progress_dir: str | None,
 ) -> None:  # fmt: skip
     """Wire the graph from stored bottlenecks: no image is touched."""
-    shards = tuple(uri for source in sources for uri in list_shards(source.uri))
-    read = pipeline | "Read" >> ReadExamples(shards, bundle.backbone.width, EXAMPLES_BATCH, progress_dir)
+    read = pipeline | "Read" >> ReadExamples(shards, width, EXAMPLES_BATCH, progress_dir)
     handler = HeadHandler(model_dir, EngineSettings(EXAMPLES_BATCH, config.device))
     scored = read | "Infer" >> InferBatches(handler, progress_dir)
     staged = scored | "Tags" >> WriteTags(staging_dir, settings)

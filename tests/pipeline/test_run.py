@@ -4,7 +4,7 @@ import pytest
 
 from bulktag.pipeline import cli
 from bulktag.pipeline.cli import run_command
-from bulktag.pipeline.run import describe_run, load_run
+from bulktag.pipeline.run import load_run
 
 GOOD = """\
 # a comment
@@ -80,10 +80,14 @@ def test_a_wrong_override_is_named(tmp_path, override, message):
 
 def test_dry_run_prints_what_would_be_done_and_does_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_command(["run", write(tmp_path, GOOD), "--dry-run", "--set", "tag.top_k=4"]) == 0
-    assert "top_k: 4" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
-    assert "backbone: builtin" in describe_run(load_run(write(tmp_path, GOOD)))
+    for folder in ("photos", "new", "model"):
+        (tmp_path / folder).mkdir()
+    path = write(tmp_path, GOOD)
+    before = [path.name for path in tmp_path.iterdir()]
+    assert run_command(["run", path, "--dry-run", "--set", "tag.top_k=4"]) == 0
+    out = capsys.readouterr().out
+    assert "top_k: 4" in out and "backbone: builtin" in out
+    assert [path.name for path in tmp_path.iterdir()] == before
 
 
 def test_a_missing_file_is_the_users_mistake(tmp_path, capsys):
