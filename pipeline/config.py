@@ -75,6 +75,7 @@ class _Execution:
         "auto", "of the network's multiplications; auto: fp16 on a GPU, bf16 on a CPU that has it, else fp32; int8 is "
         "measured on a sample first", choices=PRECISIONS
     )  # fmt: skip
+    detach: bool = option(False, "on Dataflow: send the job and leave; its last step publishes")
     workers: int = option(1, "worker processes on this machine", metavar="N", within=POSITIVE)
     model_copies: int = option(
         0, "models on one machine, shared by its worker processes; 0: one on a GPU, one a process on a CPU",

@@ -174,6 +174,8 @@ def check_job(config, options: PipelineOptions) -> None:
             raise ValueError(f"expected {name} in a store that Dataflow's workers reach, such as gs://, got {uri}")
         if uri.startswith("gs://"):
             check_bucket(uri, name)
+        elif getattr(config, "detach", False):
+            raise ValueError(f"expected gs:// with detach, got {uri}")
     gpu = accelerators.find(options)
     if config.device == "gpu" and not gpu:
         raise ValueError("expected an accelerator with device gpu, got none: "

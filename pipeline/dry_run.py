@@ -23,7 +23,7 @@ from bulktag.pipeline import accelerators, dataflow, outcome
 from bulktag.pipeline.config import ExtractConfig, TagConfig
 from bulktag.pipeline.extract import build_extract
 from bulktag.pipeline.run import RunFile
-from bulktag.pipeline.runners import RunnerChoice, check_runner
+from bulktag.pipeline.runners import RunnerChoice, check_detach, check_runner
 from bulktag.pipeline.tag import build_retag, build_tag
 from bulktag.transforms import files
 from bulktag.transforms.examples import ShardSettings
@@ -68,6 +68,7 @@ def _describe_stage(job: str, config: Any, made: dict[str, str]) -> list[str]:
     if job == "evaluate" or not (isinstance(config, TagConfig | ExtractConfig) or config.beam):
         return ["-> runs on this machine"]
     choice = check_runner(config.beam, getattr(config, "workers", 1))
+    check_detach(choice, getattr(config, "detach", False))
     if choice.is_dataflow:
         dataflow.check_job(config, choice.options)
         dataflow.prepare(choice.options, f"bulktag-{job}-run-id")

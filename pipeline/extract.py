@@ -53,7 +53,7 @@ def run_extract(config: ExtractConfig) -> dict:
     record.note(runner=runner.name, device=device)
     backbone = resolve_backbone(config)
 
-    with publish.staging(output, record.run_id) as made:
+    with publish.staging(output, record.run_id, detach=config.detach) as made:
         backbone_dir = files.join(made.final, "backbone")
         files.write_folder(backbone.save, backbone_dir)
         load = LoadSettings(backbone.spec.image_size_px, config.resize, config.limits, config.read_threads,
@@ -69,11 +69,15 @@ def run_extract(config: ExtractConfig) -> dict:
         parts = split_sources(sources)
 
         def build(pipeline: beam.Pipeline, progress_dir: str) -> None:
-            build_extract(pipeline, config, parts, shards, load, handler, made.work, progress_dir,
-                          record.run_id)  # fmt: skip
+            last = build_extract(pipeline, config, parts, shards, load, handler, made.work, progress_dir,
+                                 record.run_id)  # fmt: skip
+            if config.detach:
+                outcome.publish_behind(last, _finish, record, made, backbone.spec, config)
 
         with ProgressDisplay("extract") as display:
-            record.note(**run_pipeline(runner, build, display, made.work))
+            record.note(**run_pipeline(runner, build, display, made.work, detach=config.detach))
+        if config.detach:
+            return outcome.report_detached(record)
         record.note_engine()
         return _finish(record, made, backbone.spec, config)
 
@@ -91,8 +95,8 @@ def _check_labels(config: ExtractConfig, sources: tuple[Source, ...]) -> None:
 def build_extract(
     pipeline: beam.Pipeline, config: ExtractConfig, sources: tuple[Source, ...], shards: ShardSettings,
     load: LoadSettings, handler: BackboneHandler, staging_dir: str, progress_dir: str | None, run_id: str,
-) -> None:  # fmt: skip
-    """Wire the graph."""
+) -> beam.PCollection:  # fmt: skip
+    """Wire the graph; returns what comes last."""
     matched = pipeline | "Match" >> MatchImages(sources, config.labels, config.label_separator, progress_dir)
     read = matched["refs"] | "Read" >> ReadImages(
         load.image_size_px, load.resize, load.limits, config.batch_size, load.read_threads, load.keep_encoded,
@@ -102,7 +106,7 @@ def build_extract(
     examples = bottlenecks | "Write" >> WriteExamples(staging_dir, matched["labels"], shards)
     errors = (matched["errors"], read["errors"]) | "AllErrors" >> beam.Flatten() | WriteErrors(staging_dir, run_id)
     staged = (examples, errors) | "AllFiles" >> beam.Flatten()
-    staged | CommitFiles(staging_dir, matched["num_matched"], matched["skipped"], matched["labels"])
+    return staged | CommitFiles(staging_dir, matched["num_matched"], matched["skipped"], matched["labels"])
 
 
 def _finish(record: outcome.RunRecord, made: publish.Staging, backbone: BackboneSpec, config: ExtractConfig) -> dict:

@@ -3,14 +3,19 @@
 import dataclasses
 import datetime
 import importlib.metadata
+import json
 import platform
-import time
+from collections.abc import Callable
 from typing import Any
+
+import apache_beam as beam
 
 import bulktag
 from bulktag.pipeline import publish
 from bulktag.pipeline.console import OUT, print_table, say, warn
 from bulktag.pipeline.failures import JobFailed
+from bulktag.pipeline.workspace import remove_staging_on_store
+from bulktag.transforms import files
 from bulktag.transforms.records import StagedFile
 
 _VERSIONS = ("apache-beam", "tensorflow", "tensorflow-cpu", "keras", "numpy", "pyarrow", "pillow")
@@ -38,7 +43,6 @@ class RunRecord:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
     started: datetime.datetime = dataclasses.field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
-    _clock: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def job_name(self) -> str:
@@ -62,7 +66,8 @@ class RunRecord:
 
     def to_json(self, status: str) -> dict[str, Any]:
         """Contents of run.json; `status` is "succeeded" or "failed: why"."""
-        seconds = time.monotonic() - self._clock
+        # By the clock on the wall: a job that publishes itself does so on another machine than it was started on.
+        seconds = (datetime.datetime.now(datetime.UTC) - self.started).total_seconds()
         counts = self.facts.get("counts", {})
         rate = {"images_per_second": round(counts["matched"] / seconds, 2)} if counts.get("matched") else {}
         return {
@@ -155,3 +160,36 @@ def print_errors(errors: dict[str, int]) -> None:
         rows = [(kind, count) for kind, count in sorted(errors.items(), key=lambda item: -item[1])]
         print_table(("error", "images"), rows)
         OUT.print()
+
+
+def publish_behind(last: beam.PCollection, finish: Callable[..., dict], record: RunRecord, made: publish.Staging,
+                   *arguments: Any) -> None:  # fmt: skip
+    """Have the last step of a job publish what it made: no launcher waits for it."""
+    last | "Publish" >> beam.Map(_publish_on_worker, finish, record, made, arguments)
+
+
+FAILURE_FILE = "failed.json"
+
+
+def _publish_on_worker(_, finish: Callable[..., dict], record: RunRecord, made: publish.Staging, arguments) -> None:
+    """Publish, or say why not; a worker that is asked again, because its answer was lost, says the same."""
+    root = files.join(made.output, publish.STAGING_PREFIX + record.run_id)
+    failure_file = files.join(made.work, FAILURE_FILE)
+    if files.is_file(failure_file):
+        raise JobFailed(json.loads(files.read_bytes(failure_file))["message"])
+    if not files.is_folder(made.work):
+        return  # published, and cleared away
+    if not publish.is_published(made.output, record.run_id):
+        try:
+            finish(record, made, *arguments)
+        except JobFailed as failure:
+            files.write_bytes(failure_file, json.dumps({"message": str(failure)}).encode())
+            raise
+    remove_staging_on_store(root)
+
+
+def report_detached(record: RunRecord) -> dict:
+    """Say that a job goes on alone; returns what is known of it."""
+    where = f": {record.facts['dataflow']['url']}" if "dataflow" in record.facts else ", as a template"
+    OUT.print(f"{record.job_name} goes on without this machine and publishes at its end{where}", markup=False)
+    return record.to_json("started")

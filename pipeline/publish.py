@@ -12,11 +12,12 @@ import secrets
 from collections.abc import Iterable
 
 from bulktag.pipeline.signals import uninterrupted
-from bulktag.pipeline.workspace import Staging, locked, staging
+from bulktag.pipeline.workspace import STAGING_PREFIX, Staging, locked, staging
 from bulktag.transforms import files
 from bulktag.transforms.records import StagedFile
 
 __all__ = [
+    "STAGING_PREFIX",
     "Staging",
     "arrange_parts",
     "check_apart",
@@ -36,6 +37,14 @@ def new_run_id(now: datetime.datetime | None = None) -> str:
     """Sortable by time, and unique: UTC time of the start and six random hex digits."""
     now = now or datetime.datetime.now(datetime.UTC)
     return f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def is_published(output: str, run_id: str) -> bool:
+    """Whether this run is the one that the output holds, whole."""
+    try:
+        return files.read_bytes(files.join(output, SUCCESS)).decode().strip() == run_id
+    except FileNotFoundError:
+        return False
 
 
 def check_output(output: str, job: str) -> None:

@@ -105,6 +105,7 @@ def choose_runner(flags: tuple[str, ...], workers: int, job_name: str = "", conf
     """
     choice = check_runner(flags, workers)
     FileSystems.set_options(choice.options)  # for what the launcher itself reads and writes
+    check_detach(choice, getattr(config, "detach", False))
     if choice.is_dataflow:
         if config is not None:
             dataflow.check_job(config, choice.options)
@@ -133,6 +134,16 @@ def check_runner(flags: tuple[str, ...], workers: int) -> RunnerChoice:
     return RunnerChoice(name, options, _kind(name) in _IN_PROCESS, 1)
 
 
+def check_detach(choice: RunnerChoice, detach: bool) -> None:
+    """Refuse to leave a job that could not go on alone.
+
+    Raises:
+      ValueError: with the reason.
+    """
+    if detach and not choice.is_dataflow:
+        raise ValueError(f"expected detach only with --runner DataflowRunner, got runner {choice.name}")
+
+
 _IN_PROCESS = ("DirectRunner", "SwitchingDirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
 
 
@@ -159,8 +170,9 @@ def _make_runner(choice: RunnerChoice):
 
 
 def run_pipeline(
-    choice: RunnerChoice, build: Callable[[beam.Pipeline, str], None], display: ProgressDisplay, staging_dir: str
-) -> dict[str, dict[str, int]]:
+    choice: RunnerChoice, build: Callable[[beam.Pipeline, str], None], display: ProgressDisplay, staging_dir: str,
+    *, detach: bool = False,
+) -> dict[str, dict[str, int]]:  # fmt: skip
     """Build a pipeline, run it to its end and show how far it is.
 
     Args:
@@ -168,6 +180,7 @@ def run_pipeline(
       build: gets the pipeline and the folder for progress files.
       display: shows progress.
       staging_dir: the run's staging folder, which launcher and workers reach.
+      detach: do not wait for its end.
     Returns:
       counters: the pipeline's, by "namespace/name"; on a cluster also task_managers: elements of the step that scores
       images, by TaskManager.
@@ -186,8 +199,11 @@ def run_pipeline(
             pipeline = beam.Pipeline(runner=runner, options=choice.options)
             build(pipeline, progress_dir)
             result = outcome["result"] = pipeline.run()
-            if choice.is_dataflow:
-                _note_dataflow_job(choice, outcome, display.title, staging_dir)
+            if choice.is_dataflow and result.has_job:
+                _note_dataflow_job(choice, outcome, display.title, staging_dir, detach)
+            if detach:
+                outcome["counters"] = {}
+                return
             outcome["state"] = result.wait_until_finish()
             outcome["counters"] = _counters(result)
         except BaseException as error:  # handed to the caller's thread, below
@@ -219,12 +235,11 @@ def _describe_job(choice: RunnerChoice, runner, title: str, staging_dir: str) ->
     files.write_bytes(files.join(staging_dir, JOB_FILE), json.dumps(job).encode())
 
 
-def _note_dataflow_job(choice: RunnerChoice, outcome: dict, title: str, staging_dir: str) -> None:
+def _note_dataflow_job(choice: RunnerChoice, outcome: dict, title: str, staging_dir: str, detached: bool) -> None:
     job_id = outcome["result"].job_id()
     job = outcome["job"] = {"job_id": job_id, "url": dataflow.job_url(choice.options, job_id)}
-    files.write_bytes(
-        files.join(staging_dir, JOB_FILE), json.dumps({"job": title, "runner": choice.name, "dataflow": job}).encode()
-    )
+    content = {"job": title, "runner": choice.name, "dataflow": job, "detached": detached}
+    files.write_bytes(files.join(staging_dir, JOB_FILE), json.dumps(content).encode())
     say(f"Dataflow job {job_id}: {job['url']}")
 
 

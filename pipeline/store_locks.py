@@ -98,13 +98,14 @@ def alive(root: str) -> Iterator[None]:
         yield
 
 
-def find_abandoned(output: str, staging_prefix: str, own: str) -> list[str]:
+def find_abandoned(output: str, staging_prefix: str, own: str, allowed_s: Callable[[str], float]) -> list[str]:
     """Staging folders in a store whose runs are gone.
 
     Args:
       output: folder that they lie in.
       staging_prefix: what their names begin with.
       own: the one of this run, which says what time it is at the store.
+      allowed_s: how long nothing may be heard of a run.
     """
     newest: dict[str, int] = {}
     for found in files.list_prefix(files.join(output, staging_prefix)):
@@ -112,7 +113,7 @@ def find_abandoned(output: str, staging_prefix: str, own: str) -> list[str]:
             root = files.join(output, rest.split("/", 1)[0])
             newest[root] = max(newest.get(root, -1), found.modified_us)
     now_us = newest.pop(own, 0)
-    return [root for root, modified_us in newest.items() if now_us - modified_us > GONE_AFTER_S * 1e6]
+    return [root for root, modified_us in newest.items() if now_us - modified_us > allowed_s(root) * 1e6]
 
 
 def is_gone(root: str) -> bool:

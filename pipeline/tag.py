@@ -50,7 +50,7 @@ def run_tag(config: TagConfig) -> dict:
     device = describe_engine_device(config.engine_settings, runner.is_local)  # a mistake is heard before anything loads
     record.note(run_date=_run_date(config, record), runner=runner.name, device=device)
 
-    with publish.staging(output, record.run_id) as made:
+    with publish.staging(output, record.run_id, detach=config.detach) as made:
         model_dir = files.join(made.work, "model")
         bundle, model_dir = resolve_bundle(config, model_dir, config.resize or DEFAULT_RESIZE)
         _check_resize(config, bundle)
@@ -66,15 +66,18 @@ def run_tag(config: TagConfig) -> dict:
 
         def build(pipeline: beam.Pipeline, progress_dir: str) -> None:
             if from_examples:
-                build_retag(
-                    pipeline, config, shards, bundle.backbone.width, model_dir, settings, made.work, progress_dir
-                )
+                width = bundle.backbone.width
+                last = build_retag(pipeline, config, shards, width, model_dir, settings, made.work, progress_dir)
             else:
                 handler = TaggerHandler(model_dir, engine_settings)
-                build_tag(pipeline, config, parts, load, handler, settings, made.work, progress_dir)
+                last = build_tag(pipeline, config, parts, load, handler, settings, made.work, progress_dir)
+            if config.detach:
+                outcome.publish_behind(last, _finish, record, made, settings, config, expected)
 
         with ProgressDisplay("tag") as display:
-            record.note(**run_pipeline(runner, build, display, made.work))
+            record.note(**run_pipeline(runner, build, display, made.work, detach=config.detach))
+        if config.detach:
+            return outcome.report_detached(record)
         record.note_engine()
         return _finish(record, made, settings, config, expected)
 
@@ -134,8 +137,8 @@ def _tag_settings(config: TagConfig, bundle: Bundle, run_id: str) -> TagSettings
 def build_tag(
     pipeline: beam.Pipeline, config: TagConfig, sources: tuple[Source, ...], load: LoadSettings,
     handler: TaggerHandler, settings: TagSettings, staging_dir: str, progress_dir: str | None,
-) -> None:  # fmt: skip
-    """Wire the graph from images."""
+) -> beam.PCollection:  # fmt: skip
+    """Wire the graph from images; returns what comes last."""
     matched = pipeline | "Match" >> MatchImages(sources, "none", progress_dir=progress_dir)
     read = matched["refs"] | "Read" >> ReadImages(
         load.image_size_px, load.resize, load.limits, config.batch_size, load.read_threads, progress_dir=progress_dir,
@@ -145,20 +148,20 @@ def build_tag(
     errors = (matched["errors"], read["errors"]) | "AllErrors" >> beam.Flatten()
     error_files = errors | "Errors" >> WriteErrors(staging_dir, settings.run_id)
     staged = (tags, error_files) | "AllFiles" >> beam.Flatten()
-    staged | CommitFiles(staging_dir, matched["num_matched"], matched["skipped"])
+    return staged | CommitFiles(staging_dir, matched["num_matched"], matched["skipped"])
 
 
 def build_retag(
     pipeline: beam.Pipeline, config: TagConfig, shards: tuple[str, ...], width: int, model_dir: str,
     settings: TagSettings, staging_dir: str, progress_dir: str | None,
-) -> None:  # fmt: skip
-    """Wire the graph from stored bottlenecks: no image is touched."""
+) -> beam.PCollection:  # fmt: skip
+    """Wire the graph from stored bottlenecks: no image is touched. Returns what comes last."""
     read = pipeline | "Read" >> ReadExamples(shards, width, EXAMPLES_BATCH, progress_dir)
     handler = HeadHandler(model_dir, EngineSettings(EXAMPLES_BATCH, config.device))
     scored = read | "Infer" >> InferBatches(handler, progress_dir)
     staged = scored | "Tags" >> WriteTags(staging_dir, settings)
     num_read = read | "CountRead" >> beam.Map(_num_images) | beam.CombineGlobally(sum)
-    staged | CommitFiles(staging_dir, num_read)
+    return staged | CommitFiles(staging_dir, num_read)
 
 
 def _num_images(batch: ScoredBatch) -> int:

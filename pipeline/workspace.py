@@ -19,6 +19,7 @@ from bulktag.transforms import files
 
 STAGING_PREFIX = ".bulktag-"
 ATTEMPTS = 5
+DETACHED_GONE_AFTER_S = 86_400.0
 # In the folder for what workers write: what another launcher needs to know of the job, and how far the workers are.
 JOB_FILE, PROGRESS_DIR = "job.json", "progress"
 
@@ -41,16 +42,20 @@ class Staging:
 
 
 @contextlib.contextmanager
-def staging(output: str, run_id: str) -> Iterator[Staging]:
+def staging(output: str, run_id: str, *, detach: bool = False) -> Iterator[Staging]:
     """A staging folder that is gone afterwards, whatever happens; what dead runs left goes too.
 
+    Args:
+      output: folder that the run publishes into.
+      run_id: of the run.
+      detach: leave it for a job in a store that goes on alone, unless that could not be started.
     Raises:
       OSError: the output folder cannot be made or written.
     """
     root = files.join(output, STAGING_PREFIX + run_id)
     made = Staging(run_id, output, files.join(root, "work"), files.join(root, "final"))
     if not files.is_local(output):
-        with _staging_on_store(output, root):
+        with _staging_on_store(output, root, detach):
             yield made
         return
     existed = os.path.isdir(output)
@@ -73,19 +78,36 @@ def staging(output: str, run_id: str) -> Iterator[Staging]:
 
 
 @contextlib.contextmanager
-def _staging_on_store(output: str, root: str) -> Iterator[None]:
+def _staging_on_store(output: str, root: str, detach: bool) -> Iterator[None]:
+    goes_on = False
     try:
         with store_locks.alive(root):
-            for abandoned in store_locks.find_abandoned(output, STAGING_PREFIX, root):
+            for abandoned in store_locks.find_abandoned(output, STAGING_PREFIX, root, _silence_allowed_s):
                 _end_job(abandoned)
                 files.delete_folder(abandoned)
             yield
+            goes_on = detach
     finally:
-        try:
-            with uninterrupted():
-                files.delete_folder(root)
-        except OSError as error:
-            warn(f"a later run will remove the temporary folder: {error}")
+        if not goes_on:
+            remove_staging_on_store(root)
+
+
+def remove_staging_on_store(root: str) -> None:
+    """Remove a run's folder from a store; where that fails, a later run will."""
+    try:
+        with uninterrupted():
+            files.delete_folder(root)
+    except OSError as error:
+        warn(f"a later run will remove the temporary folder: {error}")
+
+
+def _silence_allowed_s(root: str) -> float:
+    """How long nothing may be heard of a run: one without a launcher may wait for its workers for hours."""
+    try:
+        detached = json.loads(files.read_bytes(files.join(root, "work", JOB_FILE))).get("detached")
+    except (OSError, ValueError):
+        detached = False
+    return DETACHED_GONE_AFTER_S if detached else store_locks.GONE_AFTER_S
 
 
 def _make_staging(made: Staging, root: str) -> int | None:

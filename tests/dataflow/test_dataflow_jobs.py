@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from bulktag.pipeline.cli import run_command
 from bulktag.transforms import files
 
 pytestmark = [pytest.mark.slow, pytest.mark.dataflow]
+REPO = pathlib.Path(__file__).resolve().parents[2]
 GPU = [
     "--sdk_container_image=europe-docker.pkg.dev/my-project/images/bulktag:0.1.0-gpu", "--machine_type=g2-standard-8",
     "--dataflow_service_options=worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver",
@@ -71,6 +74,47 @@ def test_examples_are_extracted(dataflow, dataflow_bucket, photos):
     assert code == 0, dataflow.worker_log
     info = json.loads(files.read_bytes(f"{output}/examples.json"))
     assert sum(counts["images"] for counts in info["counts"].values()) == photos - 1
+
+
+def test_a_detached_job_publishes_without_its_launcher(dataflow, dataflow_bucket, photos, bundle_dir, capsys):
+    output = "gs://dataflow-bucket/alone"
+    tag = ["tag", "--input", "gs://dataflow-bucket/photos", "--model", str(bundle_dir), "--output", output, "--detach"]
+    assert run_command([*tag, *options(dataflow)]) == 0
+    assert "goes on without this machine" in capsys.readouterr().out
+    assert not files.exists(f"{output}/_SUCCESS")
+    while dataflow.state()["currentState"] == "JOB_STATE_RUNNING":
+        time.sleep(0.2)
+    assert dataflow.state()["currentState"] == "JOB_STATE_DONE", dataflow.worker_log
+    run = json.loads(files.read_bytes(f"{output}/run.json"))
+    assert run["status"] == "succeeded" and run["counts"]["matched"] == photos
+    assert len(read_rows(output, "tags")) == photos - 1
+    assert not [found.uri for found in files.list_below(output) if "/.bulktag" in found.uri]
+
+
+def test_a_detached_job_that_is_not_good_enough_keeps_what_was_there(dataflow, dataflow_bucket, photos, bundle_dir):
+    output = "gs://dataflow-bucket/alone"
+    code = run_command(["tag", "--input", "gs://dataflow-bucket/photos", "--model", str(bundle_dir), "--output", output,
+                        "--detach", "--max-error-share", "0", *options(dataflow)])  # fmt: skip
+    assert code == 0
+    while dataflow.state()["currentState"] == "JOB_STATE_RUNNING":
+        time.sleep(0.2)
+    assert dataflow.state()["currentState"] == "JOB_STATE_FAILED"
+    assert "JobFailed" in dataflow.worker_log
+    assert not files.exists(f"{output}/_SUCCESS") and files.exists(f"{output}/failed/run.json")
+
+
+def test_a_flex_templates_launcher_writes_the_job_and_leaves(dataflow, dataflow_bucket, photos, bundle_dir):
+    files.write_folder(lambda folder: shutil.copytree(bundle_dir, folder, dirs_exist_ok=True), "gs://dataflow-bucket/m")
+    launcher = REPO / "run_configs" / "dataflow" / "launch.py"
+    done = subprocess.run(
+        [sys.executable, str(launcher), "--input=gs://dataflow-bucket/photos", "--model=gs://dataflow-bucket/m",
+         "--output=gs://dataflow-bucket/flex", "--run_date=2026-11-20", "--min_score=0.1", *options(dataflow),
+         "--template_location=gs://dataflow-bucket/temp/job_object", *GPU], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    job = json.loads(files.read_bytes("gs://dataflow-bucket/temp/job_object"))
+    assert job["environment"]["workerPools"][0]["machineType"] == "g2-standard-8"
+    assert not dataflow.jobs  # the service reads it where it lies
 
 
 def test_a_gpu_job_asks_for_what_was_said(dataflow, dataflow_bucket, photos, bundle_dir, capsys):

@@ -74,7 +74,10 @@ def test_a_mistake_is_one_line_with_its_place(tmp_path, capsys, old, new, messag
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: {examples: none, model: m}", "expected examples that exist or that an earlier stage makes, got 'none'"),
+        (
+            "train: {examples: none, model: m}",
+            "expected examples that exist or that an earlier stage makes",
+        ),
         ("tag: {input: [photos], model: none, output: o}", "expected model that exist"),
         ("tag: {input: [nothing], model: imagenet, output: o}", "found nothing there: nothing"),
         ("evaluate: {examples: photos, model: m, output: o}", "expected model that exist"),
