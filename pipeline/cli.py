@@ -30,6 +30,7 @@ EPILOGS = {
     "evaluate": "Example: bulktag evaluate --examples examples/ --model model/ --output report/",
     "tag": "Beam's own options (--runner ...) may follow. "
     "Example: bulktag tag --input photos/ --model model/ --output tags/",
+    "plan": "Example: bulktag plan --input photos/ --model model/ --price-per-worker-hour 0.40",
     "classify": "Example: bulktag classify --model model/ panda.jpg https://example.com/cat.png",
 }
 
@@ -47,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from bulktag.pipeline.config import JOBS, ClassifyConfig
+    from bulktag.pipeline.config import JOBS, ClassifyConfig, PlanConfig
 
     parser = _Parser(
         prog="bulktag", description="Tag buckets of images: bottlenecks, a trained head, Parquet of labels and scores.",
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"bulktag {bulktag.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
-    for name, kind in {**JOBS, "classify": ClassifyConfig}.items():
+    for name, kind in {**JOBS, "plan": PlanConfig, "classify": ClassifyConfig}.items():
         add_config_verb(verbs, name, kind)
     run = _add_verb(verbs, "run", "Do the stages of one YAML file, in order.",
                     "Example: bulktag run run_configs/local.yaml --set tag.top_k=3")  # fmt: skip
@@ -200,11 +201,11 @@ def _require_tensorflow() -> None:
 
 def _run_job(parsed: argparse.Namespace, rest: list[str]) -> int:
     """extract, train, evaluate, tag, classify: flags -> configuration -> job."""
-    from bulktag.pipeline.config import JOBS, ClassifyConfig, build_config
+    from bulktag.pipeline.config import JOBS, ClassifyConfig, PlanConfig, build_config
 
-    kind = {**JOBS, "classify": ClassifyConfig}[parsed.verb]
+    kind = {**JOBS, "plan": PlanConfig, "classify": ClassifyConfig}[parsed.verb]
     values = {name: value for name, value in vars(parsed).items() if name != "verb"}
-    names = {field.name for field in dataclasses.fields(kind)}
+    names = {field.name for field in dataclasses.fields(kind)} - ({"beam"} if kind is PlanConfig else set())
     if rest and ("beam" not in names or not rest[0].startswith("-")):
         raise UsageError(f"bulktag {parsed.verb}: {_unknown_flag(rest[0], names)}")
     if rest:
@@ -243,6 +244,8 @@ def run_stage(job: str, config) -> Any:
         from bulktag.pipeline.evaluate import run_evaluate as work
     elif job == "tag":
         from bulktag.pipeline.tag import run_tag as work
+    elif job == "plan":
+        from bulktag.pipeline.plan import run_plan as work
     else:
         from bulktag.pipeline.classify import run_classify as work
     return work(config)

@@ -200,6 +200,38 @@ class TagConfig(_Execution, _Images, _Network):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanConfig(_Execution, _Images, _Network):
+    """Images + model -> how long tagging them would take on 1, 8, 64, 512 workers, and what would hold it up."""
+
+    input: tuple[str, ...] = option(
+        (), "folder, glob, manifest (.csv, .jsonl, .parquet with a uri column) or file; several at once",
+        metavar="SRC", required=True
+    )  # fmt: skip
+    model: str = option(
+        "", "model bundle, or imagenet for the 1,000 ImageNet classes of --backbone", metavar="DIR", required=True
+    )
+    sample: int = option(200, "images measured, drawn from all", metavar="N", within=POSITIVE)
+    worker_counts: tuple[int, ...] = option(
+        (), "numbers of workers; default: those of --workers, and 8, 64, 512", metavar="N", within=POSITIVE
+    )
+    worker_cores: int = option(
+        0, "cores of one worker; 0: this machine's, shared by --workers", metavar="N", within=NOT_NEGATIVE
+    )
+    engine_rate: float = option(
+        0.0, "images/s of one worker's engine beside its cores, measured elsewhere, on a GPU for example; 0: this "
+        "machine's is measured", metavar="RATE", within=NOT_NEGATIVE
+    )  # fmt: skip
+    start_s: float = option(
+        0.0, "seconds until a worker's first batch, and after its last; 0: measured here with a job of one batch",
+        metavar="SECONDS", within=NOT_NEGATIVE
+    )  # fmt: skip
+    price_per_worker_hour: float = option(
+        0.0, "of one worker, in any currency; 0: no costs are said", metavar="PRICE", within=NOT_NEGATIVE
+    )
+    json: str = option("", "file for the numbers", metavar="FILE")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(_Network):
     """A few images or URLs -> a table of labels and probabilities."""
 
@@ -252,7 +284,7 @@ def check_config(config: Any) -> None:
     if isinstance(config, TrainConfig) and bool(config.beam) != config.remote:
         given = f"got {config.beam[0]}" if config.beam else "got remote alone"
         raise ValueError(f"expected remote and a runner's options together, {given}")
-    if isinstance(config, TagConfig | ClassifyConfig) and config.model != IMAGENET:
+    if isinstance(config, TagConfig | ClassifyConfig | PlanConfig) and config.model != IMAGENET:
         for field in dataclasses.fields(_Network):
             if getattr(config, field.name) != field.default:
                 raise ValueError(
