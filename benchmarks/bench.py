@@ -21,6 +21,7 @@ from benchmarks.rounds import say
 from benchmarks.suite_inputs import run_large, run_mobilenet, run_slow_store
 from benchmarks.suite_retag import run_retag
 from benchmarks.suite_scale import run_gpu, run_linear, run_memory, run_startup, run_workers
+from benchmarks.suite_store import run_gcs
 from benchmarks.suite_tag import run_tag
 from benchmarks.systems import PEERS
 
@@ -28,6 +29,7 @@ SUITES = {
     "tag": run_tag,
     "large": run_large,
     "slow-store": run_slow_store,
+    "gcs": run_gcs,
     "mobilenet": run_mobilenet,
     "retag": run_retag,
     "memory": run_memory,

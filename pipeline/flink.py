@@ -29,7 +29,6 @@ from apache_beam.runners.portability.flink_uber_jar_job_server import FlinkBeamJ
 from bulktag.pipeline.console import warn
 from bulktag.pipeline.failures import JobFailed
 
-RUNNER_NAMES = ("FlinkRunner", "apache_beam.runners.portability.flink_runner.FlinkRunner")
 # Where a worker pool that shares the TaskManager's pod, host or network listens.
 WORKER_POOL = "localhost:50000"
 POLL_EVERY_S = 1.0
