@@ -236,6 +236,10 @@ def _check_rest(verb: str, rest: list[str], names) -> None:
 
 def run_stage(job: str, config) -> Any:
     """Do one job with its configuration."""
+    if getattr(config, "beam", ()):
+        from bulktag.pipeline.runners import use_storage_options
+
+        use_storage_options(config.beam)
     if job == "extract":
         from bulktag.pipeline.extract import run_extract as work
     elif job == "train":

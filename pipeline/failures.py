@@ -2,8 +2,13 @@
 
 import errno
 import os
+import re
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+# As Beam tells it of a worker, with the name of the step behind it.
+_STORE_ERROR = re.compile(r"StoreError: \[Errno \d+\] (.*?)(?: \[while running|\n|$)")
 
 
 class JobFailed(Exception):
@@ -11,13 +16,17 @@ class JobFailed(Exception):
 
 
 def find_disk_error(error: BaseException | None) -> str | None:
-    """One line for a full, read-only or forbidden disk or a damaged shard behind an error, else None.
+    """One line for a full, read-only or forbidden disk, a store that failed or a damaged shard, else None.
 
     Errors of workers reach the launcher as text.
     """
-    while error is not None:
+    seen: set[int] = set()  # Beam's chains of errors may lead back to where they began
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             return f"{error.strerror}: {error.filename or 'while writing'}"
+        if found := _STORE_ERROR.search(str(error)):
+            return found[1]
         for number in _DISK_ERRORS:
             if f"[Errno {number}] {os.strerror(number)}" in str(error):
                 return f"{os.strerror(number)}, in a worker"

@@ -92,6 +92,15 @@ class RunnerChoice:
         return self.name.endswith(dataflow.RUNNER)
 
 
+def use_storage_options(flags: tuple[str, ...]) -> None:
+    """Have this process reach stores as Beam's options say: on whose behalf, at which address.
+
+    Raises:
+      ValueError: see `check_beam_options`.
+    """
+    FileSystems.set_options(check_beam_options(flags))
+
+
 def choose_runner(flags: tuple[str, ...], workers: int, job_name: str = "", config=None) -> RunnerChoice:
     """The runner that the user asked for, ready for a job; in this process where none was.
 

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 
 import requests
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.io.gcp.gcsio import create_storage_client
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.io.gcp.gcsio import GcsIO
 from google.api_core import exceptions as api_exceptions
 from google.api_core.retry import Retry
 from google.auth import exceptions as auth_exceptions
@@ -101,8 +100,10 @@ def is_anonymous() -> bool:
 
 
 def _make_client() -> storage.Client:
-    options = FileSystems._pipeline_options or PipelineOptions([])
-    client = create_storage_client(options.view_as(GoogleCloudOptions), use_credentials=not is_anonymous())
+    if is_anonymous():
+        client = storage.Client.create_anonymous_client()
+    else:  # Beam's, with its way to credentials and its own headers
+        client = GcsIO(pipeline_options=FileSystems._pipeline_options or {}).client
     # Ten connections are kept by default; each one beyond is made and thrown away, with its handshake.
     adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=MAX_CONNECTIONS)
     for scheme in ("http://", "https://"):

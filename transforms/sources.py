@@ -42,7 +42,8 @@ def split_sources(sources: Iterable[Source]) -> tuple[Source, ...]:
     """Sources as parts that can be listed side by side: a store lists a thousand objects at a time.
 
     Raises:
-      ValueError: a store does not list one.
+      ValueError: a store may not be listed.
+      OSError: it failed.
     """
     return tuple(part for source in sources for part in _split(source))
 
@@ -52,12 +53,12 @@ def _split(source: Source) -> list[Source]:
         return [source]
     try:
         return [dataclasses.replace(source, start=start, end=end) for start, end in files.split_folder(source.uri)]
-    except OSError as error:
-        raise _unreachable(source.uri, error) from error
+    except PermissionError as error:
+        raise _closed(source.uri, error) from error
 
 
-def _unreachable(uri: str, error: OSError) -> ValueError:
-    return ValueError(f"expected a source that can be read, got {error.strerror or error}: {uri}")
+def _closed(uri: str, error: PermissionError) -> ValueError:
+    return ValueError(f"expected a source that may be read, got {error.strerror or error}: {uri}")
 
 
 def parse_source(text: str) -> Source:
@@ -66,13 +67,14 @@ def parse_source(text: str) -> Source:
     A path that exists is taken literally, whatever characters it holds; only then is it a pattern.
 
     Raises:
-      ValueError: nothing of this name exists and it is no pattern.
+      ValueError: nothing of this name exists and it is no pattern, or it may not be read.
+      OSError: its store failed.
     """
     uri = files.normalise(text)
     try:
         return _classify(uri, text)
-    except OSError as error:
-        raise _unreachable(uri, error) from error
+    except PermissionError as error:
+        raise _closed(uri, error) from error
 
 
 def _classify(uri: str, text: str) -> Source:

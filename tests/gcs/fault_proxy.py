@@ -23,6 +23,7 @@ class Fault:
       trickle_s: pause behind each byte.
       stall_s: pause before the answer.
       times: how often.
+      skip: so many are let through before.
     """
 
     path: str = ""
@@ -32,6 +33,7 @@ class Fault:
     trickle_s: float = 0.0
     stall_s: float = 0.0
     times: float = float("inf")
+    skip: int = 0
 
     def happens_to(self, method: str, path: str) -> bool:
         return self.times > 0 and bool(re.fullmatch(self.method, method) and re.search(self.path, path))
@@ -78,6 +80,9 @@ class FaultProxy:
             self.requests.append((method, path))
             for fault in self.faults:
                 if fault.happens_to(method, path):
+                    if fault.skip > 0:
+                        fault.skip -= 1
+                        continue
                     fault.times -= 1
                     self.counts[f"{fault.status or 'fault'}"] += 1
                     return fault

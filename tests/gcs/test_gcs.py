@@ -211,10 +211,9 @@ def test_a_listing_that_breaks_off_is_no_short_listing(proxy, bucket, impatient)
     assert len(list(find_images(Source("folder", f"gs://{bucket.name}/p"), "none"))) == 1500
 
 
-@pytest.mark.parametrize(("status", "text"), [(403, "403"), (503, "503")])
-def test_a_bucket_that_cannot_be_listed_is_one_line(proxy, bucket, impatient, status, text):
-    proxy.faults = [Fault(status=status)]
-    with pytest.raises(ValueError, match=f"expected a source that can be read, got .*{text}"):
+def test_a_bucket_that_may_not_be_listed_is_one_line(proxy, bucket):
+    proxy.faults = [Fault(status=403)]
+    with pytest.raises(ValueError, match=r"expected a source that may be read, got .*403"):
         parse_source(f"gs://{bucket.name}/p")
 
 

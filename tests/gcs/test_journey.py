@@ -150,6 +150,15 @@ def test_a_store_that_takes_no_output_fails_in_one_line_and_publishes_nothing(
     assert names_in(bucket, "t/") == []
 
 
+@pytest.mark.parametrize("seen_before", [0, 1], ids=["by the launcher", "by a worker"])
+def test_a_listing_that_fails_publishes_nothing(proxy, bucket, photos, bundle_dir, capsys, seen_before):
+    proxy.faults = [Fault(path="maxResults=1000.*prefix=photos/", status=503, skip=seen_before)]
+    assert run_command(["tag", "--input", photos, "--model", str(bundle_dir), "--output", f"gs://{bucket.name}/t"]) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("bulktag tag: failed: ") and "503" in message
+    assert names_in(bucket, "t/") == []
+
+
 def test_an_input_that_is_closed_is_one_line(proxy, bucket, photos, bundle_dir, capsys):
     proxy.faults = [Fault(status=403)]
     assert run_command(["tag", "--input", photos, "--model", str(bundle_dir), "--output", f"gs://{bucket.name}/t"]) == 2

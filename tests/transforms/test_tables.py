@@ -130,7 +130,7 @@ def test_the_file_is_what_other_tools_expect(tmp_path):
     leaves = [found.schema.column(i).path for i in range(len(found.schema))]
     assert leaves == [
         "uri", "tags.list.element.label", "tags.list.element.score", "top_label", "top_score", "width", "height",
-        "bytes", "modified", "sha256", "model_id", "run_id", "tagged_at", "scores.list.element",
+        "bytes", "modified", "generation", "md5", "sha256", "model_id", "run_id", "tagged_at", "scores.list.element",
         "embedding.list.element",
     ]  # fmt: skip
     columns = {name: found.metadata.row_group(0).column(i) for i, name in enumerate(leaves)}
