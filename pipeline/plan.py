@@ -192,6 +192,10 @@ def run_plan(config: PlanConfig) -> list[Forecast]:
     load = LoadSettings(bundle.backbone.image_size_px, bundle.resize, config.limits, config.read_threads)
     with working("reading and decoding the sample"):
         sampled = _measure_loading(listing.sample, load)
+    start_job_s = 0.0
+    if not config.start_s:
+        with working("running a job of one batch"):  # while nothing else is loaded here
+            start_job_s = _measure_start(config, sampled)
     settings = dataclasses.replace(config.engine_settings, num_threads=min(cores, num_cores()))
     with working("running the network"):
         tagger = Tagger(*graphs, settings)
@@ -205,10 +209,8 @@ def run_plan(config: PlanConfig) -> list[Forecast]:
         row_bytes=row_bytes, start_s=config.start_s,
     )  # fmt: skip
     if not config.start_s:
-        with working("running a job of one batch"):
-            seconds = _measure_start(config, sampled)
         num_run = min(config.batch_size, len(sampled.infos))
-        costs = dataclasses.replace(costs, start_s=max(0.0, seconds - num_run * steady_s(costs) / config.workers))
+        costs = dataclasses.replace(costs, start_s=max(0.0, start_job_s - num_run * steady_s(costs) / config.workers))
     counts = config.worker_counts or (config.workers, *(n for n in (8, 64, 512) if n > config.workers))
     rows = [forecast(costs, listing.num_images, workers, config.price_per_worker_hour) for workers in counts]
     _print(config, listing, sampled, costs, rows, str(choice))

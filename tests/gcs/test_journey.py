@@ -213,7 +213,7 @@ def test_the_lock_of_a_process_that_died_is_broken(bucket, monkeypatch):
 def test_a_lock_that_is_renewed_is_not_broken(bucket, monkeypatch):
     monkeypatch.setattr(store_locks, "LOOK_EVERY_S", 0.05)
     monkeypatch.setattr(store_locks, "RENEW_EVERY_S", 0.1)
-    monkeypatch.setattr(store_locks, "LOCK_EXPIRES_S", 0.6)
+    monkeypatch.setattr(store_locks, "LOCK_EXPIRES_S", 2.0)
     folder, order = f"gs://{bucket.name}/tags", []
 
     def second():
@@ -223,7 +223,7 @@ def test_a_lock_that_is_renewed_is_not_broken(bucket, monkeypatch):
     thread = threading.Thread(target=second)
     with store_locks.locked(folder):
         thread.start()
-        time.sleep(1.5)
+        time.sleep(4)
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
