@@ -284,7 +284,8 @@ class Cluster:
         if not overview or "jobmanager" not in alive or "pool" not in alive:
             return False
         return (
-            overview["taskmanagers"] >= TASK_MANAGERS and "worker pool at" in (self.log_dir / "pool-0.log").read_text()
+            overview.get("taskmanagers", 0) >= TASK_MANAGERS
+            and "worker pool at" in (self.log_dir / "pool-0.log").read_text()
         )
 
     def down(self) -> None:
