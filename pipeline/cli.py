@@ -239,7 +239,7 @@ def run_stage(job: str, config) -> Any:
     if getattr(config, "beam", ()):
         from bulktag.pipeline.runners import use_storage_options
 
-        use_storage_options(config.beam)
+        use_storage_options(config.beam, getattr(config, "workers", 1))
     if job == "extract":
         from bulktag.pipeline.extract import run_extract as work
     elif job == "train":

@@ -92,13 +92,13 @@ class RunnerChoice:
         return self.name.endswith(dataflow.RUNNER)
 
 
-def use_storage_options(flags: tuple[str, ...]) -> None:
+def use_storage_options(flags: tuple[str, ...], workers: int) -> None:
     """Have this process reach stores as Beam's options say: on whose behalf, at which address.
 
     Raises:
-      ValueError: see `check_beam_options`.
+      ValueError: see `check_runner`; so a mistake is heard before any store is asked.
     """
-    FileSystems.set_options(check_beam_options(flags))
+    FileSystems.set_options(check_runner(flags, workers).options)
 
 
 def choose_runner(flags: tuple[str, ...], workers: int, job_name: str = "", config=None) -> RunnerChoice:

@@ -184,5 +184,10 @@ def _asked_how() -> str:
 
 
 def _reason(error: Exception) -> str:
+    """In a few words: the whole chain of libraries stands in most messages."""
+    if isinstance(error, requests.ConnectionError) and error.args:
+        inner = getattr(error.args[0], "reason", None)
+        if inner is not None:
+            return str(inner).rsplit(": ", 1)[-1]
     text = getattr(error, "message", None) or str(error) or type(error).__name__
     return " ".join(re.sub(r"^(GET|POST|PUT|DELETE|PATCH) \S+: ", "", text).split())[:300]

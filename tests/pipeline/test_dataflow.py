@@ -1,12 +1,14 @@
 """What is said of a Dataflow job before it costs money; no network."""
 
 import importlib.metadata
+import socket
 import zipfile
 
 import pytest
 
 from bulktag import __version__
 from bulktag.pipeline import dataflow, packaging
+from bulktag.pipeline.cli import run_command
 from bulktag.pipeline.config import ExtractConfig, TagConfig, TrainConfig
 from bulktag.pipeline.runners import check_runner
 
@@ -100,6 +102,13 @@ def test_paths_and_devices_must_fit_the_workers(config, flags, message):
     with pytest.raises(ValueError, match=r"^expected ") as error:
         dataflow.check_job(config, check(*flags).options)
     assert message in str(error.value)
+
+
+def test_a_mistake_is_heard_before_any_store_is_asked(monkeypatch, capsys):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked somebody"))
+    tag = ["tag", "--input", "gs://my-bucket/i", "--model", "gs://my-bucket/m", "--output", "gs://my-bucket/o"]
+    assert run_command([*tag, "--runner", "DataflowRunner"]) == 2
+    assert "expected --project" in capsys.readouterr().err
 
 
 def test_the_staged_wheel_has_every_file_of_the_package(tmp_path):
