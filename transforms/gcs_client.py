@@ -29,6 +29,9 @@ EMULATOR = "STORAGE_EMULATOR_HOST"
 # The environment's form of `gcloud config set auth/disable_credentials true`.
 # Source: https://cloud.google.com/sdk/docs/properties
 ANONYMOUS = "CLOUDSDK_AUTH_DISABLE_CREDENTIALS"
+# Google's client asks beside the first request for the bucket's own facts, for traces, whether traces are wanted or
+# not: a request that nobody asked for, and a 403 in the audit log of those who may only read objects.
+NO_BUCKET_FACTS = "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"
 
 MAX_CONNECTIONS = 64
 
@@ -100,6 +103,7 @@ def is_anonymous() -> bool:
 
 
 def _make_client() -> storage.Client:
+    os.environ.setdefault(NO_BUCKET_FACTS, "true")
     if is_anonymous():
         client = storage.Client.create_anonymous_client()
     else:  # Beam's, with its way to credentials and its own headers

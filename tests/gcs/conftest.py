@@ -70,10 +70,9 @@ def proxy(_proxied_store, monkeypatch):
 @pytest.fixture
 def bucket(proxy):
     """A new, empty bucket."""
-    from google.cloud import storage
+    from bulktag.transforms import gcs_client
 
-    client = storage.Client.create_anonymous_client()
-    made = client.create_bucket(f"bucket-{next(_numbers)}")
+    made = gcs_client.get_client().create_bucket(f"bucket-{next(_numbers)}")
     proxy.reset()
     return made
 

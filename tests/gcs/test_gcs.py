@@ -5,9 +5,11 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -111,6 +113,18 @@ def test_an_image_is_one_request_and_brings_its_identity(proxy, bucket, picture)
     bucket.blob("a.jpg").upload_from_string(picture(2))
     read, known = read_image(listed, LIMIT)  # replaced since it was listed: what was read is what is said of it
     assert read == picture(2) and known.generation > listed.generation
+
+
+def test_the_store_is_asked_for_objects_only(proxy, bucket, picture, monkeypatch):
+    # Google's client would ask for the bucket's facts too, in a thread beside the first request.
+    monkeypatch.setattr(gcs_client, "_clients", gcs_client._Clients())
+    monkeypatch.delenv(gcs_client.NO_BUCKET_FACTS, raising=False)
+    uri = f"gs://{bucket.name}/a.jpg"
+    gcs.write_bytes(uri, picture(1))
+    list(find_images(parse_source(f"gs://{bucket.name}/"), "none"))
+    read_image(ImageRef(uri, (), -1, -1), LIMIT)
+    time.sleep(0.5)
+    assert not [path for _, path in proxy.requests if re.search(rf"/b/{bucket.name}(\?|$)", path)]
 
 
 def test_many_reads_are_on_their_way_at_once_over_few_connections(proxy, bucket, picture):
