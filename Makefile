@@ -37,7 +37,7 @@ test: install-dev ## the quick tests
 	@$(BIN)/python -m pytest -q -m 'not slow'
 
 test-slow: install-dev ## the tests that take longer: full-size networks, real data, the demo
-	@$(BIN)/python -m pytest -q -m 'slow and not flink and not gcs and not dataflow'
+	@$(BIN)/python -m pytest -q -m 'slow and not flink and not gcs and not dataflow and not browser'
 
 .PHONY: gcs-emulator test-gcs
 gcs-emulator: install ## an emulator of Google Cloud Storage on this machine, until it is interrupted; needs Go
@@ -45,6 +45,10 @@ gcs-emulator: install ## an emulator of Google Cloud Storage on this machine, un
 
 test-gcs: install-dev ## the tests against that emulator, which they start
 	@$(BIN)/python -m pytest -q -m gcs
+
+.PHONY: test-browser
+test-browser: install-dev ## pages in a real browser; needs Chromium
+	@$(BIN)/python -m pytest -q -m browser
 
 .PHONY: test-dataflow
 test-dataflow: install-dev ## jobs for Dataflow, taken and run by a stand-in for the service

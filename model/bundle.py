@@ -1,10 +1,12 @@
 """The model bundle: a folder that tags images, with this project or without it.
 
-    bundle.json        labels, thresholds, temperature, network, figures, versions, digest of every other file
+    bundle.json        labels, thresholds, calibration, network, figures, versions, digest of every other file
     head.keras         the head as a plain Keras model: float32[B, D] -> float32[B, L]
     saved_model/       tf.saved_model: encoded images -> scores, and bottlenecks -> scores
     backbone/          the network as a frozen graph, uint8[B, S, S, 3] -> bottlenecks, as `extract` wrote it
     graphs/head.pb     the head as a frozen graph, float32[B, D] -> scores; workers load this and the network
+    thresholds.npz     what each threshold gave on validation images; missing where there were none
+    novelty.npz        what training images look like; likewise
 
 Array suffixes: B images, S side of the network's square, D bottleneck width, L labels.
 """
@@ -13,8 +15,9 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import math
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -22,13 +25,20 @@ import tensorflow as tf
 
 import bulktag
 from bulktag.model.backbone import Backbone, BackboneSpec, load_backbone
+from bulktag.model.calibration import Calibration, no_calibration
 from bulktag.model.graphs import GraphDef, chain, freeze
 from bulktag.model.image import RESIZE_MODES
+from bulktag.model.novelty import NoveltyModel, load_novelty
 from bulktag.model.serving import load_images_in_graph
+from bulktag.model.thresholds import ThresholdRecord
+
+if TYPE_CHECKING:
+    from bulktag.model.validation import Tuning
 
 BUNDLE_FILE = "bundle.json"
 SCHEMA_VERSION = 1
 _HEAD = "graphs/head.pb"
+_THRESHOLDS, _NOVELTY = "thresholds.npz", "novelty.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Bundle:
       folder: where it lies on this disk.
       model_id: the same for equal contents, another for any other model.
       labels: names, in the order of the scores.
-      thresholds: score from which each label counts as a tag, in the same order.
+      thresholds: score from which each label counts as a tag, in the same order; infinity for one switched off.
       multi_label: scores are independent probabilities instead of one distribution.
       resize: how pictures are brought to the network's square.
       backbone: the network.
@@ -54,6 +64,25 @@ class Bundle:
     resize: str
     backbone: BackboneSpec
     info: dict[str, Any]
+
+    @property
+    def calibration(self) -> Calibration:
+        """What was done to the logits."""
+        content = self.info.get("calibration")
+        return Calibration.from_json(content) if content else no_calibration(len(self.labels))
+
+    def threshold_record(self) -> ThresholdRecord | None:
+        """What each threshold gave on validation images; None where there were none."""
+        path = pathlib.Path(self.folder, _THRESHOLDS)
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as arrays:
+            return ThresholdRecord(**arrays)
+
+    def novelty_model(self) -> NoveltyModel | None:
+        """What training images look like; None where there were too few."""
+        path = pathlib.Path(self.folder, _NOVELTY)
+        return load_novelty(path) if path.exists() else None
 
     def head_graph(self) -> GraphDef:
         """Frozen graph from "bottleneck" float32[B, D] to "scores" float32[B, L]."""
@@ -71,8 +100,7 @@ def save_bundle(
     labels: list[str],
     *,
     resize: str,
-    thresholds: list[float] | None = None,
-    temperature: float = 1.0,
+    tuning: "Tuning | None" = None,
     multi_label: bool = False,
     figures: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
@@ -85,8 +113,7 @@ def save_bundle(
       head: float32[B, D] -> calibrated scores float32[B, L].
       labels: L names.
       resize: how pictures were brought to the network's square in training.
-      thresholds: score from which each label counts as a tag; None: every score does.
-      temperature: that the head's logits were divided by, for the record.
+      tuning: calibration, thresholds and novelty, as fitted on validation images; None: every score counts as a tag.
       multi_label: the head's scores are independent of each other.
       figures: held-out figures, for the record.
       training: options and counts, for the record.
@@ -109,10 +136,15 @@ def save_bundle(
     tagger = chain(backbone.graph_def, head_graph, ("pixels", "bottleneck", "scores"))
     (root / _HEAD).write_bytes(head_graph.SerializeToString(deterministic=True))
     _save_serving(str(root / "saved_model"), tagger, head_graph, backbone.spec, resize, labels)
-    thresholds = thresholds or [0.0] * len(labels)
+    thresholds = [row.threshold for row in tuning.thresholds] if tuning else [0.0] * len(labels)
+    calibration = tuning.calibration if tuning else no_calibration(len(labels))
+    if tuning:
+        np.savez(root / _THRESHOLDS, **tuning.record.arrays())
+    if tuning and tuning.novelty is not None:
+        tuning.novelty.save(root / _NOVELTY)
     identity = {
         "labels": labels,
-        "thresholds": [float(value) for value in thresholds],
+        "thresholds": thresholds,
         "resize": resize,
         "weights_digest": backbone.spec.weights_digest,
         "head": _digest_of_weights(head),
@@ -123,7 +155,10 @@ def save_bundle(
         "model_id": model_id,
         "labels": labels,
         "thresholds": identity["thresholds"],
-        "temperature": float(temperature),
+        "threshold_basis": [row._asdict() for row in tuning.thresholds] if tuning else [],
+        "temperature": calibration.temperature,
+        "calibration": calibration.to_json(),
+        "novelty": dataclasses.asdict(tuning.novelty_quality) if tuning and tuning.novelty is not None else None,
         "multi_label": multi_label,
         "backbone": dataclasses.asdict(backbone.spec),
         "preprocessing": {"resize": resize, "image_size_px": backbone.spec.image_size_px, "filter": "bilinear"},
@@ -212,7 +247,7 @@ def load_bundle(folder: str) -> Bundle:
         folder=str(root),
         model_id=info["model_id"],
         labels=tuple(info["labels"]),
-        thresholds=tuple(info["thresholds"]),
+        thresholds=tuple(math.inf if value is None else value for value in info["thresholds"]),
         multi_label=info["multi_label"],
         resize=info["preprocessing"]["resize"],
         backbone=load_backbone(str(root / "backbone")).spec,

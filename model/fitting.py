@@ -94,6 +94,8 @@ def training_batches(
     num_shards = len(scan.paths)
     num_buffered = max(MIN_SHUFFLE_RECORDS, SHUFFLE_BYTES // (4 * info.width))
     num_buffered = min(num_buffered, scan.num_records)
+    # Of a head with several labels an image, the loss weighs them: see `compile_logits_model`.
+    sample_weights_L = None if options.multi_label else weights_L
     open_numbered, look_up = _stored(scan) if scan.bottleneck_ND is not None else _streamed(info, scan, options)
 
     def one_epoch(epoch):
@@ -105,7 +107,9 @@ def training_batches(
         # Unusable records have left: the batches are filled up again.
         return pairs if scan.num_images == scan.num_records else pairs.rebatch(options.batch_size)
 
-    return tf.data.Dataset.range(first_epoch, options.epochs).flat_map(one_epoch).map(_weigh(weights_L)).prefetch(4)
+    return (
+        tf.data.Dataset.range(first_epoch, options.epochs).flat_map(one_epoch).map(_weigh(sample_weights_L)).prefetch(4)
+    )
 
 
 def _streamed(info: ExamplesInfo, scan: SplitScan, options: FitOptions):
@@ -161,8 +165,16 @@ def _weigh(weights_L: np.ndarray | None):
     return weigh
 
 
-def _top_label_is_right(target_BL, logits_BL):
-    return tf.gather(target_BL, tf.argmax(logits_BL, axis=-1), batch_dims=1)
+class _TopLabelIsRight(keras.metrics.MeanMetricWrapper):
+    """Share of images with labels whose best-scored label is one of theirs; any is wrong for one without labels."""
+
+    def __init__(self, name: str):
+        super().__init__(
+            lambda target_BL, logits_BL: tf.gather(target_BL, tf.argmax(logits_BL, axis=-1), batch_dims=1), name
+        )
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(y_true, y_pred, tf.cast(tf.reduce_max(y_true, axis=-1) > 0, tf.float32))
 
 
 def _smoothed_cross_entropy(smoothing: float):
@@ -180,15 +192,27 @@ def _smoothed_cross_entropy(smoothing: float):
     return smoothed_cross_entropy
 
 
-def compile_logits_model(logits_model: keras.Model, options: FitOptions) -> None:
+def _weighted_binary_cross_entropy(weights_L: np.ndarray | None):
+    """Cross-entropy of each label by itself; the images that have a label count with its weight."""
+    weights = 1.0 if weights_L is None else tf.constant(weights_L, tf.float32)
+
+    def weighted_binary_cross_entropy(target_BL, logits_BL):
+        losses_BL = tf.nn.weighted_cross_entropy_with_logits(tf.cast(target_BL, tf.float32), logits_BL, weights)
+        return tf.reduce_mean(losses_BL, axis=-1)
+
+    return weighted_binary_cross_entropy
+
+
+def compile_logits_model(logits_model: keras.Model, options: FitOptions, weights_L: np.ndarray | None = None) -> None:
     """Give the model its optimiser, loss and the two metrics "accuracy" and "cross_entropy".
 
-    With several labels per image, accuracy is the share of images whose best-scored label is one of theirs.
+    With several labels per image, accuracy is the share of images with labels whose best-scored one is one of theirs,
+    and `weights_L` are those of the images that have each label.
     """
     if options.multi_label:
-        loss = keras.losses.BinaryCrossentropy(from_logits=True)
+        loss = _weighted_binary_cross_entropy(weights_L)
         cross_entropy = keras.metrics.BinaryCrossentropy(from_logits=True, name="cross_entropy")
-        accuracy = keras.metrics.MeanMetricWrapper(_top_label_is_right, name="accuracy")
+        accuracy = _TopLabelIsRight(name="accuracy")
     else:
         loss = _smoothed_cross_entropy(options.label_smoothing)
         cross_entropy = keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy")
@@ -216,7 +240,7 @@ def fit_logits_model(
       info: of the examples.
       scans: of "train" and "validation".
       options: how to fit.
-      weights_L: float[L], weight of each label in the loss, or None.
+      weights_L: float[L], weight of each label's images in the loss, or None.
       fingerprint: of everything that decides the outcome; a checkpoint with another one is not resumed from.
       on_step: called a few times a second and at the end of each epoch.
     Returns:
@@ -224,7 +248,7 @@ def fit_logits_model(
     Raises:
       ValueError: the loss is no longer finite.
     """
-    compile_logits_model(logits_model, options)
+    compile_logits_model(logits_model, options, weights_L)
     state = TrainingState(logits_model, fingerprint)
     if options.checkpoint_dir:
         state.restore(options.checkpoint_dir)

@@ -2,8 +2,8 @@
 
 The head standardises its own input, so bottlenecks are stored and served as the backbone gave them. Its layers:
 `Normalization` (statistics of the train split) -> hidden layers -> `Dense` named "logits" -> softmax or sigmoid.
-A temperature T is folded into "logits" (kernel / T, bias / T), so a saved head, a SavedModel and a frozen graph
-all carry calibrated scores without a layer or a number of their own.
+Calibration, a slope and an offset of each label's logit, is folded into "logits", so a saved head, a SavedModel and a
+frozen graph all carry calibrated scores without a layer or a number of their own.
 
 Array suffixes: B images in a batch, D bottleneck width, L labels.
 """
@@ -32,6 +32,7 @@ def build_head(
     multi_label: bool = False,
     feature_mean: np.ndarray | None = None,
     feature_var: np.ndarray | None = None,
+    shares_L: np.ndarray | None = None,
     seed: int = 0,
 ) -> keras.Model:
     """Build an untrained head.
@@ -46,6 +47,7 @@ def build_head(
       multi_label: sigmoid scores, each label by itself, instead of a softmax over all.
       feature_mean: float[D], subtracted from the input; None: the input is taken as it is.
       feature_var: float[D], variances that go with it.
+      shares_L: float[L] in [0, 1], how often each label occurs in training; with multi_label the head starts there.
       seed: of initial weights and dropout masks.
     Returns:
       A model named "head": float32[B, D] "bottleneck" -> float32[B, L] scores in [0, 1].
@@ -67,8 +69,15 @@ def build_head(
         outputs = _hidden_layers(outputs, hidden, dropout, seeds)
     elif dropout:
         outputs = keras.layers.Dropout(dropout, seed=next(seeds), name="dropout_input")(outputs)
-    # Zero weights make the first scores uniform, whatever the width: no label starts with an advantage.
-    outputs = keras.layers.Dense(num_labels, kernel_initializer="zeros", name=LOGITS)(outputs)
+    # Zero weights make the first scores uniform, whatever the width: no label starts with an advantage. Scores of
+    # labels by themselves start at how often each occurs: from one half, the first epochs would only learn that most
+    # do not.
+    # Source: Lin et al., "Focal loss for dense object detection", ICCV 2017, section 4.1.
+    logits = keras.layers.Dense(num_labels, kernel_initializer="zeros", name=LOGITS)
+    outputs = logits(outputs)
+    if multi_label and shares_L is not None:
+        shares_L = np.clip(shares_L, 1e-4, 1 - 1e-4)
+        logits.bias.assign(np.log(shares_L / (1 - shares_L)).astype(np.float32))
     outputs = keras.layers.Activation("sigmoid" if multi_label else "softmax", dtype="float32", name="scores")(outputs)
     return keras.Model(inputs, outputs, name="head")
 
@@ -78,19 +87,21 @@ def build_logits_model(head: keras.Model) -> keras.Model:
     return keras.Model(head.input, head.get_layer(LOGITS).output, name="head_logits")
 
 
-def fold_temperature(head: keras.Model, temperature: float) -> None:
-    """Divide the head's logits by a temperature for good, by scaling the last layer's kernel and bias.
+def fold_calibration(head: keras.Model, slope_L: np.ndarray, offset_L: np.ndarray) -> None:
+    """Replace each label's logit by slope * logit + offset for good, through the last layer's kernel and bias.
 
     Args:
       head: from `build_head`; changed in place.
-      temperature: above 0; 1 changes nothing, more makes scores less sure of themselves.
+      slope_L: float[L], above 0; less than 1 makes scores less sure of themselves.
+      offset_L: float[L].
     Raises:
-      ValueError: the temperature is not a positive number.
+      ValueError: a slope is no positive number, or an offset not finite.
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"expected a temperature above 0, got {temperature!r}")
+    if not (np.isfinite(slope_L).all() and np.isfinite(offset_L).all() and np.all(np.asarray(slope_L) > 0)):
+        raise ValueError(f"expected slopes above 0 and finite offsets, got {slope_L!r} and {offset_L!r}")
     layer = head.get_layer(LOGITS)
-    layer.set_weights([weights / np.float32(temperature) for weights in layer.get_weights()])
+    kernel_DL, bias_L = layer.get_weights()
+    layer.set_weights([kernel_DL * np.asarray(slope_L, np.float32), (bias_L * slope_L + offset_L).astype(np.float32)])
 
 
 def check_head(width: int, num_labels: int, architecture: str, hidden: Sequence[int], dropout: float) -> None:

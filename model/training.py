@@ -13,11 +13,11 @@ import keras
 import numpy as np
 import psutil
 
-from bulktag.model.calibration import fit_temperature
 from bulktag.model.fitting import FitOptions, Progress, evaluation_batches, fit_logits_model
-from bulktag.model.head import ARCHITECTURES, build_head, build_logits_model, check_head, fold_temperature
+from bulktag.model.head import ARCHITECTURES, build_head, build_logits_model, check_head, fold_calibration
 from bulktag.model.scans import SplitScan, scan_split
 from bulktag.model.splits import SPLITS, ExamplesInfo, read_examples_info
+from bulktag.model.validation import Tuning, tune
 
 # The defaults of the head were chosen by 5-fold cross-validation on flower photos: the train and validation splits of
 # the 2015 Inception bottlenecks (3,311 images) and MobileNetV2 features of 300 and 400 images. Beside 3e-4, a rate of
@@ -29,12 +29,13 @@ LEARNING_RATES = {"mlp": 3e-4, "linear": 3e-4, "cnn": 1e-3}
 MIN_PATIENCE_EPOCHS, MIN_PATIENCE_STEPS = 6, 150
 MIN_IMAGES_PER_LABEL = 20
 CACHE_MODES = ("auto", "always", "never")
-CLASS_WEIGHTS = ("none", "balanced")
+CLASS_WEIGHTS = ("auto", "none", "balanced")
 # Splits kept in memory take at most this share of what is free, all of them together. What a split that is not kept
 # needs: `fitting.SHUFFLE_BYTES`, the blocks being read (`splits.SHARDS_IN_TURN`) and 17 bytes an image.
 CACHE_MEMORY_SHARE = 0.5
-# Logits kept for fitting the temperature: one number needs no more than this.
-MAX_CALIBRATION_LOGITS = 50_000_000
+# With several labels an image, the images that have a rare one count more, by the root of how rare it is and at most so
+# much: with the full ratio, label noise of rare labels would decide the training.
+MAX_POSITIVE_WEIGHT = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +51,10 @@ class TrainOptions:
     batch_size: int | None = None
     epochs: int = 60  # at most
     patience: int | None = None  # epochs without a lower loss on validation before training stops
-    class_weights: str = "none"  # or "balanced": each label counts the same, however many images it has
+    class_weights: str = "auto"  # balanced: rare labels count more; auto: so with multi_label, else none
     seed: int = 0
     multi_label: bool = False
+    target_precision: float = 0.0  # of each label's threshold; 0: its best F1
     checkpoint_dir: str | None = None  # None: no checkpoints, a killed training starts again
     log_dir: str | None = None  # for TensorBoard
     cache: str = "auto"  # keep the splits in memory: auto (where they fit), always, never
@@ -75,8 +77,8 @@ class TrainOptions:
             raise ValueError(f"expected label_smoothing in [0, 1), got {self.label_smoothing}")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"expected seed in [0, 2^31), got {self.seed}")
-        if self.multi_label and self.class_weights != "none":
-            raise ValueError("expected class_weights none with multi_label, got balanced: labels there are independent")
+        if not 0 <= self.target_precision <= 1:
+            raise ValueError(f"expected target_precision between 0 and 1, got {self.target_precision}")
         if self.log_dir and importlib.util.find_spec("tensorboard") is None:
             raise ValueError("expected package tensorboard for log_dir, found none: pip install 'bulktag[tensorboard]'")
 
@@ -87,7 +89,7 @@ class TrainedHead:
 
     model: keras.Model  # float32[B, D] -> calibrated scores float32[B, L]
     labels: tuple[str, ...]
-    temperature: float  # already folded into the model
+    tuning: Tuning  # calibration, already folded into the model; thresholds; novelty
     history: list[dict]  # per epoch: accuracy, cross_entropy, validation_accuracy, validation_cross_entropy
     best_epoch: int  # whose weights these are, counted from 1
     resumed_epochs: int  # epochs that came from a checkpoint
@@ -151,18 +153,18 @@ def train_head(
         info,
         scans,
         settings,
-        weights_L=_class_weights(scans["train"].label_counts_L) if options.class_weights == "balanced" else None,
+        weights_L=_label_weights(scans["train"], options),
         fingerprint=_fingerprint(info, options),
         on_step=on_step,
     )
-    temperature = 1.0 if options.multi_label else _fit_temperature(logits_model, info, scans["validation"])
-    fold_temperature(head, temperature)
+    tuning = tune(logits_model, info, scans, multi_label=options.multi_label, target_precision=options.target_precision)
+    fold_calibration(head, tuning.calibration.slope_L, tuning.calibration.offset_L)
     figures = {split: _measure(logits_model, info, scans[split], options.multi_label) for split in SPLITS}
     state.discard()
     return TrainedHead(
         model=head,
         labels=info.labels,
-        temperature=temperature,
+        tuning=tuning,
         history=state.rows,
         best_epoch=state.best_epoch,
         resumed_epochs=state.resumed_epochs,
@@ -184,6 +186,7 @@ def _build_head(info: ExamplesInfo, options: TrainOptions, train: SplitScan) -> 
         multi_label=options.multi_label,
         feature_mean=train.mean_D,
         feature_var=train.var_D,
+        shares_L=train.label_counts_L / max(train.num_images, 1),
         seed=options.seed,
     )
 
@@ -253,6 +256,15 @@ def describe_warnings(
     return described + (["no image in the test split: no held-out figures"] if counts["empty_test"] else [])
 
 
+def _label_weights(train: SplitScan, options: TrainOptions) -> np.ndarray | None:
+    """float[L], None for equal ones: of the images of each label, or with multi_label of the ones in its column."""
+    counts_L = train.label_counts_L
+    if options.multi_label and options.class_weights != "none":
+        ratio_L = (train.num_images - counts_L) / np.maximum(counts_L, 1)
+        return np.clip(np.sqrt(ratio_L), 1.0, MAX_POSITIVE_WEIGHT)
+    return _class_weights(counts_L) if options.class_weights == "balanced" else None
+
+
 def _class_weights(counts_L: np.ndarray) -> np.ndarray:
     """Weights with which every label that occurs counts the same and the mean weight over the images is 1."""
     weights_L = np.zeros(len(counts_L))
@@ -268,18 +280,6 @@ def _fingerprint(info: ExamplesInfo, options: TrainOptions) -> str:
         del decisive[name]
     text = json.dumps([decisive, info.content], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _fit_temperature(logits_model: keras.Model, info: ExamplesInfo, scan: SplitScan) -> float:
-    max_images = max(1, MAX_CALIBRATION_LOGITS // len(info.labels))
-    logits, targets, num_images = [], [], 0
-    for bottleneck_BD, target_B in evaluation_batches(info, scan, multi_label=False).as_numpy_iterator():
-        logits.append(logits_model.predict_on_batch(bottleneck_BD))
-        targets.append(target_B)
-        num_images += len(target_B)
-        if num_images >= max_images:
-            break
-    return fit_temperature(np.concatenate(logits), np.concatenate(targets))
 
 
 def _measure(logits_model: keras.Model, info: ExamplesInfo, scan: SplitScan, multi_label: bool) -> dict:

@@ -112,7 +112,7 @@ def _help_text(field: dataclasses.Field) -> str:
     default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     if field.metadata["required"]:
         return text + " (required)"
-    if default in ("", ()) or field.type is bool:
+    if default in ("", (), None) or field.type is bool:
         return text
     return f"{text} (default: {default})"
 

@@ -148,9 +148,16 @@ class TrainConfig:
         0.1, "share of each target that is spread over all labels (0 to 1)", metavar="SHARE", within=SHARE
     )
     class_weights: str = option(
-        "none", "balanced: rare classes count as much as common ones", choices=("none", "balanced")
+        "auto", "balanced: rare labels count more; auto: balanced with --multi-label, else none",
+        choices=("auto", "none", "balanced")
+    )  # fmt: skip
+    multi_label: bool = option(
+        False, "several labels an image, or none: sigmoid instead of softmax; images without a label are negatives"
     )
-    multi_label: bool = option(False, "several labels an image: sigmoid instead of softmax")
+    target_precision: float = option(
+        0.0, "share of right tags (0 to 1) that each label's threshold is chosen for, on validation images; a label "
+        "that cannot reach it is switched off; 0: thresholds of the best F1", metavar="SHARE", within=SHARE
+    )  # fmt: skip
     seed: int = option(0, "the same seed and examples give the same head", metavar="N", within=NOT_NEGATIVE)
     cache: str = option("auto", "keep examples in memory: auto, if they fit", choices=("auto", "always", "never"))
     min_accuracy: float = option(
@@ -192,10 +199,20 @@ class TagConfig(_Execution, _Images, _Network):
     output: str = option("", "folder for the tables; the run's date is replaced whole", metavar="DIR", required=True)
     resize: str = option("", "refused unless it is what the model was trained with", choices=("", *RESIZE_MODES))
     top_k: int = option(5, "most tags an image", metavar="K", within=POSITIVE)
-    min_score: float = option(0.01, "score from which a label counts as a tag (0 to 1)", metavar="SCORE", within=SHARE)
+    min_score: float | None = option(
+        None, "score from which every label counts as a tag (0 to 1); default: the model's own threshold of each "
+        "label; with --target-precision, the least", metavar="SCORE", within=SHARE
+    )  # fmt: skip
+    target_precision: float = option(
+        0.0, "tags of each label are right this often (0 to 1), as far as the model's validation images tell; labels "
+        "that cannot reach it are switched off; 0: the model's own thresholds", metavar="SHARE", within=SHARE
+    )  # fmt: skip
     layout: str = option("wide", "wide: one row per image; long: one row per tag", choices=("wide", "long"))
     scores: bool = option(False, "add a column with the scores of all labels")
     embedding: bool = option(False, "add a column with the bottleneck")
+    novelty: bool = option(
+        False, "add a column that says how unlike the model's training images each one is: 0 is usual, above 1 is novel"
+    )
     run_date: str = option("", "partition to write; default: today, UTC", metavar="YYYY-MM-DD")
 
 

@@ -116,8 +116,8 @@ def _build(config: ExtractConfig | TagConfig, sources: tuple[Source, ...], choic
         handler = BackboneHandler(_STAGING, config.engine_settings)
         build_extract(pipeline, config, sources, shards, load, handler, _STAGING, None, "run")
     else:
-        settings = TagSettings(_ANY_LABELS, (config.min_score,), config.top_k, config.layout, config.scores,
-                               config.embedding)  # fmt: skip
+        settings = TagSettings(_ANY_LABELS, (0.0,), config.top_k, config.layout, config.scores,
+                               config.embedding, config.novelty)  # fmt: skip
         if any(source.kind == "examples" for source in sources):
             build_retag(pipeline, config, ("shard",), _ANY_WIDTH, _STAGING, settings, _STAGING, None)
         else:

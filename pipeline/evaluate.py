@@ -14,12 +14,14 @@ import tensorflow as tf
 from bulktag.model.bundle import Bundle
 from bulktag.model.engine import build_head_engine
 from bulktag.model.engine_settings import EngineSettings
-from bulktag.model.evaluation_files import predictions, write_evaluation
+from bulktag.model.evaluation_files import Prediction, predictions, write_evaluation
 from bulktag.model.metrics import Evaluation, MultiLabelEvaluation, evaluate_multi_label, evaluate_scores
 from bulktag.model.report import ReportContext, write_report
+from bulktag.model.samples import worst_first
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import EvaluateConfig
-from bulktag.pipeline.console import OUT, ProgressDisplay, print_table
+from bulktag.pipeline.console import OUT, ProgressDisplay, print_table, working
+from bulktag.pipeline.evaluation_report import ScoredImages, build_sheets, draw_score_histograms, find_problems
 from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.network import check_examples, find_bundle, open_bundle
 from bulktag.transforms import files
@@ -29,7 +31,7 @@ from bulktag.transforms.sources import EXAMPLES_FILE
 
 ENTRIES = (
     "metrics.json", "per_class.csv", "confusion.csv", "confusion.png", "confused_pairs.csv", "predictions.csv",
-    "report.html",
+    "worst.csv", "report.html",
 )  # fmt: skip
 PAIRS_SHOWN = 5
 IMAGES_NOTES = {
@@ -61,26 +63,33 @@ def run_evaluate(config: EvaluateConfig) -> dict:
         raise ValueError(f"expected images in split {config.split}, got none: {config.examples}")
     record = outcome.RunRecord("evaluate", publish.new_run_id(), config)
     with publish.staging(output, record.run_id) as made:
-        scored = _score(config, list_shards(examples, splits), expected, bundle, record)
+        shards = list_shards(examples, splits)
+        scored = _score(config, shards, expected, bundle, record)
         evaluation = _evaluate(scored, bundle)
+        rows = _rows(scored, bundle)
+        thresholds_L = np.asarray(bundle.thresholds) if bundle.multi_label else None
+        worst = worst_first(scored.scores_NL, scored.targets_NL, thresholds_L)
         record.note(model_id=bundle.model_id, split=config.split, figures=evaluation.figures())
 
         def write(folder: str) -> None:
-            write_evaluation(evaluation, _rows(scored, bundle), folder)
-            write_report(evaluation, _context(config, bundle, record), f"{folder}/report.html")
+            write_evaluation(evaluation, rows, worst.tolist(), folder)
+            context = _context(config, bundle, record, scored, rows, shards)
+            write_report(evaluation, context, f"{folder}/report.html")
 
-        files.write_folder(write, made.final)
+        with working("writing the report"):
+            files.write_folder(write, made.final)
         run = record.to_json("succeeded")
         publish.publish(made, ENTRIES, run)
     _print_summary(evaluation, output)
     return run
 
 
-class _Scored:
+class _Gathered:
     """Scores and true labels of the images that can be evaluated."""
 
     def __init__(self, num_labels: int):
         self.uris: list[str] = []
+        self.sha256: list[bytes] = []
         self.scores: list[np.ndarray] = []
         self.targets: list[np.ndarray] = []  # rows of bool[L]
         self.num_labels = num_labels
@@ -92,18 +101,23 @@ class _Scored:
         known = label_ids.known
         targets_BL[label_ids.rows[known], label_ids.ids[known]] = True
         self.uris += images["uri"].filter(pa.array(keep_B)).to_pylist()
+        self.sha256 += images["sha256"].filter(pa.array(keep_B)).to_pylist()
         self.scores.append(scores_BL[keep_B])
         self.targets.append(targets_BL[keep_B])
+
+    def join(self) -> ScoredImages:
+        """All of them."""
+        return ScoredImages(self.uris, self.sha256, np.concatenate(self.scores), np.concatenate(self.targets))
 
 
 def _score(
     config: EvaluateConfig, shards: list[str], expected: int, bundle: Bundle, record: outcome.RunRecord
-) -> _Scored:
+) -> ScoredImages:
     """Run the head over shards; images whose labels the model cannot be held to are left out and counted."""
     engine = build_head_engine(bundle.head_graph(), EngineSettings(config.batch_size, config.device))
     record.note(device=engine.device)
     label_array = pa.array(bundle.labels, pa.string())
-    scored = _Scored(len(bundle.labels))
+    scored = _Gathered(len(bundle.labels))
     totals: collections.Counter = collections.Counter(matched=expected)
     unknown: collections.Counter = collections.Counter()
     with ProgressDisplay("evaluate") as display:
@@ -120,7 +134,7 @@ def _score(
     _warn_of_unusable(record, expected - len(scored.uris), unknown)
     if not scored.uris:
         raise JobFailed(f"no image of split {config.split} has a label of the model: {config.examples}")
-    return scored
+    return scored.join()
 
 
 def _read(shards: list[str], width: int, batch_size: int) -> Iterator[ScoredBatch]:
@@ -164,33 +178,52 @@ def _warn_of_unusable(record: outcome.RunRecord, num_left_out: int, unknown: col
         record.warn(f"{num_left_out - num_strange} images without exactly one label are left out")
 
 
-def _evaluate(scored: _Scored, bundle: Bundle) -> Evaluation | MultiLabelEvaluation:
-    scores_NL, targets_NL = np.concatenate(scored.scores), np.concatenate(scored.targets)
+def _evaluate(scored: ScoredImages, bundle: Bundle) -> Evaluation | MultiLabelEvaluation:
+    scores_NL, targets_NL, thresholds_L = scored.scores_NL, scored.targets_NL, np.asarray(bundle.thresholds)
+    before_NL = bundle.calibration.undo(scores_NL)
     if bundle.multi_label:
-        return evaluate_multi_label(scores_NL, targets_NL, bundle.labels, np.asarray(bundle.thresholds))
-    return evaluate_scores(scores_NL, targets_NL.argmax(axis=1), bundle.labels)
+        return evaluate_multi_label(scores_NL, targets_NL, bundle.labels, thresholds_L, before_NL)
+    return evaluate_scores(
+        scores_NL, targets_NL.argmax(axis=1), bundle.labels, thresholds_L=thresholds_L, before_NL=before_NL
+    )
 
 
-def _rows(scored: _Scored, bundle: Bundle):
-    targets_NL = np.concatenate(scored.targets)
-    return predictions(scored.uris, np.concatenate(scored.scores), targets_NL.argmax(axis=1), bundle.labels)
+def _rows(scored: ScoredImages, bundle: Bundle) -> list[Prediction]:
+    thresholds_L = np.asarray(bundle.thresholds) if bundle.multi_label else None
+    return predictions(scored.uris, scored.scores_NL, scored.targets_NL, bundle.labels, thresholds_L)
 
 
-def _context(config: EvaluateConfig, bundle: Bundle, record: outcome.RunRecord) -> ReportContext:
+def _context(
+    config: EvaluateConfig, bundle: Bundle, record: outcome.RunRecord, scored: ScoredImages, rows: list[Prediction],
+    shards: list[str],
+) -> ReportContext:  # fmt: skip
     facts = {
         "model": bundle.model_id,
         "network": f"{bundle.backbone.name}, weights {bundle.backbone.weights}",
         "examples": f"{config.examples}, split {config.split}",
         "date": f"{record.started:%Y-%m-%d %H:%M} UTC",
     }
-    return ReportContext("Evaluation", facts, record.warnings, IMAGES_NOTES[config.split])
+    held_out = config.split in ("test", "validation")
+    return ReportContext(
+        "Evaluation", facts, record.warnings, IMAGES_NOTES[config.split],
+        sheets=build_sheets(scored, rows, bundle, shards),
+        problems=find_problems(files.normalise(config.examples), scored, bundle, held_out=held_out),
+        scores_svg=draw_score_histograms(scored, bundle.multi_label), novelty=bundle.info.get("novelty"),
+    )  # fmt: skip
 
 
 def _print_summary(evaluation: Evaluation | MultiLabelEvaluation, output: str) -> None:
-    print_table(("figure", "value"), list(evaluation.figures().items()))
+    figures = {name: value for name, value in evaluation.figures().items() if name != "intervals" and value is not None}
+    rows = [(name, value, _interval(evaluation.intervals.get(name))) for name, value in figures.items()]
+    print_table(("figure", "value", "95% interval"), rows)
     OUT.print()
-    if isinstance(evaluation, Evaluation) and evaluation.most_confused:
+    if evaluation.most_confused:
+        header = ("actual", "predicted") if isinstance(evaluation, Evaluation) else ("missed", "wrongly given")
         rows = [(pair.actual, pair.predicted, pair.count) for pair in evaluation.most_confused[:PAIRS_SHOWN]]
-        print_table(("most confused: actual", "predicted", "images"), rows)
+        print_table((f"most confused: {header[0]}", header[1], "images"), rows)
         OUT.print()
     OUT.print(f"report: {files.join(output, 'report.html')}", markup=False)
+
+
+def _interval(low_high: tuple[float, float] | None) -> str:
+    return f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else ""

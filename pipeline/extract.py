@@ -150,18 +150,25 @@ def describe_examples(manifest: dict, backbone: BackboneSpec, config: ExtractCon
         "counts": counts,
         "split": {"proportions": config.split, "seed": config.split_seed, "by": "sha256 of the file"},
         "compression": config.compression,
-        "multi_label": bool(config.label_separator),
+        # What was found, and what was meant: a list column may hold one label an image, or several in a few of them.
+        "multi_label": bool(config.label_separator) or _has_several(counts),
         "source": list(config.input),
         # Other images may have the same counts: a training that was interrupted must not go on with them.
         "run_id": run_id,
     }
 
 
+def _has_several(counts: dict) -> bool:
+    """Whether some images have more than one label."""
+    return any(sum(split["labels"].values()) + split["unlabelled"] > split["images"] for split in counts.values())
+
+
 def _warn_of_labels(record: outcome.RunRecord, info: dict) -> None:
     """Say what will get in the way of training."""
     unlabelled = sum(info["counts"][split]["unlabelled"] for split in SPLITS)
     if info["labels"] and unlabelled:
-        record.warn(f"{unlabelled} {'image has' if unlabelled == 1 else 'images have'} no label: training skips them")
+        what = "takes them as having none" if info["multi_label"] else "skips them"
+        record.warn(f"{unlabelled} {'image has' if unlabelled == 1 else 'images have'} no label: training {what}")
     if not info["labels"]:
         record.warn("no image has a label: these examples can be tagged, but not trained on")
     totals = {label: sum(info["counts"][split]["labels"].get(label, 0) for split in SPLITS) for label in info["labels"]}

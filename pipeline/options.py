@@ -59,7 +59,10 @@ def convert_value(field: dataclasses.Field, value: Any) -> Any:
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_convert_scalar(field, arguments[0], item) for item in items)
-    converted = _convert_scalar(field, field.type, value)
+    kind = next(kind for kind in (*arguments, field.type) if kind is not type(None))  # of `float | None`, the first
+    if value is None and type(None) in arguments:
+        return None
+    converted = _convert_scalar(field, kind, value)
     choices = field.metadata["choices"]
     if choices and converted not in choices:
         raise ValueError(f"expected {field.name} to be one of {', '.join(filter(None, choices))}, got {value!r}")

@@ -15,6 +15,7 @@ from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.network import check_examples, resolve_bundle
 from bulktag.pipeline.precision import describe_engine, describe_engine_device, settle_precision
 from bulktag.pipeline.runners import choose_runner, run_pipeline
+from bulktag.pipeline.thresholds import check_novelty, choose_thresholds
 from bulktag.transforms import files
 from bulktag.transforms.examples import ReadExamples, list_shards
 from bulktag.transforms.infer import HeadHandler, InferBatches, TaggerHandler
@@ -54,12 +55,13 @@ def run_tag(config: TagConfig) -> dict:
         model_dir = files.join(made.work, "model")
         bundle, model_dir = resolve_bundle(config, model_dir, config.resize or DEFAULT_RESIZE)
         _check_resize(config, bundle)
+        check_novelty(config, bundle)
         record.note(model_id=bundle.model_id, resize=bundle.resize, backbone=bundle.info["backbone"])
         load = LoadSettings(bundle.backbone.image_size_px, bundle.resize, config.limits, config.read_threads)
         engine_settings = _settle_engine(config, sources, load, bundle, record, made, from_examples, runner.is_local)
         say(f"model: {bundle.model_id}, {len(bundle.labels)} labels; engine: {record.facts['engine']}; "
             f"runner: {runner.name}")  # fmt: skip
-        settings = _tag_settings(config, bundle, record.run_id)
+        settings = _tag_settings(config, bundle, record)
         parts = split_sources(sources)
         shards = tuple(uri for source in sources for uri in list_shards(source.uri)) if from_examples else ()
         expected = sum(check_examples(sources[0].uri, bundle).values()) if from_examples else None
@@ -69,7 +71,7 @@ def run_tag(config: TagConfig) -> dict:
                 width = bundle.backbone.width
                 last = build_retag(pipeline, config, shards, width, model_dir, settings, made.work, progress_dir)
             else:
-                handler = TaggerHandler(model_dir, engine_settings)
+                handler = TaggerHandler(model_dir, engine_settings, config.novelty)
                 last = build_tag(pipeline, config, parts, load, handler, settings, made.work, progress_dir)
             if config.detach:
                 outcome.publish_behind(last, _finish, record, made, settings, config, expected)
@@ -126,11 +128,11 @@ def _check_resize(config: TagConfig, bundle: Bundle) -> None:
         )
 
 
-def _tag_settings(config: TagConfig, bundle: Bundle, run_id: str) -> TagSettings:
-    thresholds = tuple(max(threshold, config.min_score) for threshold in bundle.thresholds)
+def _tag_settings(config: TagConfig, bundle: Bundle, record: outcome.RunRecord) -> TagSettings:
     return TagSettings(
-        labels=bundle.labels, thresholds=thresholds, top_k=config.top_k, layout=config.layout, scores=config.scores,
-        embedding=config.embedding, model_id=bundle.model_id, run_id=run_id,
+        labels=bundle.labels, thresholds=choose_thresholds(config, bundle, record), top_k=config.top_k,
+        layout=config.layout, scores=config.scores, embedding=config.embedding, novelty=config.novelty,
+        model_id=bundle.model_id, run_id=record.run_id,
     )  # fmt: skip
 
 
@@ -157,7 +159,7 @@ def build_retag(
 ) -> beam.PCollection:  # fmt: skip
     """Wire the graph from stored bottlenecks: no image is touched. Returns what comes last."""
     read = pipeline | "Read" >> ReadExamples(shards, width, EXAMPLES_BATCH, progress_dir)
-    handler = HeadHandler(model_dir, EngineSettings(EXAMPLES_BATCH, config.device))
+    handler = HeadHandler(model_dir, EngineSettings(EXAMPLES_BATCH, config.device), config.novelty)
     scored = read | "Infer" >> InferBatches(handler, progress_dir)
     staged = scored | "Tags" >> WriteTags(staging_dir, settings)
     num_read = read | "CountRead" >> beam.Map(_num_images) | beam.CombineGlobally(sum)
@@ -180,6 +182,8 @@ def _finish(
     labels = outcome.sum_labels(manifest["files"], (TAGS,))
     errors = outcome.sum_labels(manifest["files"], (ERRORS,))
     record.note(counts=counts, labels=labels, errors=errors, skipped=manifest["skipped"])
+    if config.novelty:
+        record.note(novel=sum(file.num_novel for file in manifest["files"]))
     folders = {table: f"{table}/run_date={record.facts['run_date']}" for table in (TAGS, ERRORS)}
     publish.arrange_parts(made, manifest["files"], folders)
     for table, schema in ((TAGS, settings.schema), (ERRORS, errors_schema())):
@@ -204,6 +208,8 @@ def _print_summary(labels: dict[str, int], errors: dict[str, int], run: dict, ou
     OUT.print()
     outcome.print_errors(errors)
     counts = run["counts"]
+    if run.get("novel"):
+        OUT.print(f"{run['novel']} of {counts['used']} images are unlike anything seen in training (novelty above 1)")
     untagged = counts["used"] - sum(labels.values())
     note = f" ({untagged} of them without a label above its threshold)" if untagged else ""
     OUT.print(

@@ -7,20 +7,26 @@ from collections.abc import Callable, Iterator
 
 from bulktag.model.backbone import Backbone, load_backbone
 from bulktag.model.bundle import BUNDLE_FILE, save_bundle
+from bulktag.model.calibration import Calibration
 from bulktag.model.fitting import Progress
 from bulktag.model.hardware import choose_training_device
 from bulktag.model.splits import ExamplesInfo, read_examples_info
+from bulktag.model.thresholds import MIN_IMAGES_FOR_F1
 from bulktag.model.training import TrainedHead, TrainOptions, train_head
+from bulktag.model.validation import Tuning
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import TrainConfig
 from bulktag.pipeline.console import OUT, TrainingDisplay, print_table, say, working
 from bulktag.pipeline.failures import JobFailed
+from bulktag.pipeline.thresholds import count_noun, describe_off, name_some
 from bulktag.pipeline.workspace import try_lock
 from bulktag.transforms import files
 from bulktag.transforms.sources import EXAMPLES_FILE
 
 # bundle.json last: a reader that comes too early finds none, or one whose digests do not fit.
-ENTRIES = ("saved_model", "graphs", "backbone", "head.keras", "labels.txt", BUNDLE_FILE)
+ENTRIES = (
+    "saved_model", "graphs", "backbone", "head.keras", "labels.txt", "thresholds.npz", "novelty.npz", BUNDLE_FILE,
+)  # fmt: skip
 CHECKPOINTS = ".checkpoints"
 
 
@@ -134,12 +140,14 @@ def _note_figures(record: outcome.RunRecord, trained: TrainedHead) -> None:
     for text in trained.warnings:
         record.warn(text)
     figures = {split: dict(values) for split, values in trained.figures.items()}
-    record.note(figures=figures, best_epoch=trained.best_epoch, temperature=trained.temperature)
+    tuning = trained.tuning
+    record.note(figures=figures, best_epoch=trained.best_epoch, temperature=tuning.calibration.temperature)
     record.note(resumed_epochs=trained.resumed_epochs)
     if trained.resumed_epochs:
         say(f"went on after epoch {trained.resumed_epochs} of a training that was interrupted")
     print_figures(figures)
-    say(f"best epoch {trained.best_epoch} of {len(trained.history)}, temperature {trained.temperature:.2f}")
+    say(f"best epoch {trained.best_epoch} of {len(trained.history)}; {describe_calibration(tuning.calibration)}")
+    _note_thresholds(record, tuning)
 
 
 def _save(
@@ -154,8 +162,7 @@ def _save(
     }
     model_id = save_bundle(
         folder, backbone, trained.model, list(trained.labels), resize=info.content["resize"],
-        temperature=trained.temperature, multi_label=config.multi_label, figures=record.facts["figures"],
-        training=training,
+        tuning=trained.tuning, multi_label=config.multi_label, figures=record.facts["figures"], training=training,
     )  # fmt: skip
     record.note(model_id=model_id)
 
@@ -167,8 +174,34 @@ def _train_options(config: TrainConfig, checkpoints: str) -> TrainOptions:
         label_smoothing=config.label_smoothing,
         batch_size=config.batch_size or None, epochs=config.epochs, patience=config.patience or None,
         class_weights=config.class_weights, seed=config.seed, multi_label=config.multi_label,
+        target_precision=config.target_precision,
         checkpoint_dir=checkpoints or None, log_dir=config.log_dir or None, cache=config.cache,
     )  # fmt: skip
+
+
+def describe_calibration(calibration: Calibration) -> str:
+    """In a few words."""
+    if calibration.method == "sigmoid":
+        return "each label's scores calibrated by a sigmoid"
+    if calibration.method == "none":
+        return "scores not calibrated: too few validation images"
+    return f"scores calibrated by temperature {calibration.temperature:.2f}"
+
+
+def _note_thresholds(record: outcome.RunRecord, tuning: Tuning) -> None:
+    off = [row.label for row in tuning.thresholds if row.threshold is None]
+    record.note(labels_switched_off=off)
+    if off:
+        record.warn(f"{describe_off(off, len(tuning.thresholds))} at the target precision on validation images")
+    small = [f"{row.label} ({row.support})" for row in tuning.thresholds if row.support < MIN_IMAGES_FOR_F1]
+    if small:
+        record.warn(f"{count_noun(len(small), 'label')} with fewer than {MIN_IMAGES_FOR_F1} validation images, too "
+                    f"few for a threshold that can be relied on: {name_some(small)}")  # fmt: skip
+    if tuning.novelty is not None and tuning.novelty_quality.auroc is not None:
+        quality = tuning.novelty_quality
+        record.note(novelty=dataclasses.asdict(quality))
+        say(f"novelty tells labels that were held out from others with an AUROC of {quality.auroc:.2f} "
+            f"(mean of {count_noun(len(quality.by_label), 'label')})")  # fmt: skip
 
 
 def print_figures(figures: dict[str, dict]) -> None:

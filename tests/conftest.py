@@ -1,7 +1,10 @@
 """Fixtures shared by all tests."""
 
+import json
 import os
 import pathlib
+import shutil
+import sys
 
 import pytest
 
@@ -9,6 +12,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
+# Helpers of tests in several folders.
+sys.path.insert(0, str(REPO / "tests"))
 
 
 @pytest.fixture(scope="session")
@@ -49,4 +54,30 @@ def bundle_dir(examples_dir, tmp_path_factory) -> pathlib.Path:
 
     folder = tmp_path_factory.mktemp("trained") / "model"
     run_train(TrainConfig(examples=str(examples_dir), model=str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> pathlib.Path:
+    """Pictures with several labels (`images`), extracted (`examples`), and a model of them (`model`).
+
+    One image is broken, and one stands twice under other labels.
+    """
+    from scenes import draw_scenes
+
+    from bulktag.pipeline.config import ExtractConfig, TrainConfig
+    from bulktag.pipeline.extract import run_extract
+    from bulktag.pipeline.train import run_train
+
+    folder = tmp_path_factory.mktemp("scenes")
+    manifest = draw_scenes(folder / "images", 500, empty_share=0.1)
+    (folder / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    shutil.copy(folder / "images" / "0_00000.jpg", folder / "images" / "copy.jpg")
+    with manifest.open("a") as lines:
+        lines.write(json.dumps({"uri": "broken.jpg", "labels": ["circle"]}) + "\n")
+        lines.write(json.dumps({"uri": "copy.jpg", "labels": ["odd one"]}) + "\n")
+    extract = {"input": (str(manifest),), "backbone": "builtin", "resize": "squash", "split": (0.5, 0.25, 0.25)}
+    run_extract(ExtractConfig(output=str(folder / "examples"), **extract))
+    train = {"examples": str(folder / "examples"), "multi_label": True, "epochs": 8, "target_precision": 0.8}
+    run_train(TrainConfig(model=str(folder / "model"), **train))
     return folder

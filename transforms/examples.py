@@ -151,7 +151,7 @@ def read_shards(uris: Sequence[str], width: int, batch_size: int) -> Iterator[Sc
       tf.errors.OpError: a shard is damaged or holds bottlenecks of another width.
       ValueError: a text is no UTF-8, or a digest has not 32 bytes.
     """
-    for copies in _local_copies(uris):
+    for copies in local_copies(uris):
         blocks = interleave(tf.data.Dataset.from_tensor_slices(list(copies)), open_shard)
         parsed = blocks.rebatch(batch_size).map(column_parser(width), num_parallel_calls=PARSED_AT_ONCE)
         try:
@@ -172,7 +172,7 @@ def _find_damaged(copies: dict[str, str]) -> str:
     return ", ".join(copies.values())
 
 
-def _local_copies(uris: Sequence[str]) -> Iterator[dict[str, str]]:
+def local_copies(uris: Sequence[str]) -> Iterator[dict[str, str]]:
     """Paths that TensorFlow can open, and their URIs, to be read together: all local shards, or one copy from a store.
 
     While one copy is being read, the next is on its way; a copy that was read is deleted.

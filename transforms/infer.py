@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from bulktag.model.backbone import load_backbone
@@ -16,20 +17,55 @@ from bulktag.model.engine import Tagger, build_backbone_engine, build_head_engin
 from bulktag.model.engine_settings import EngineSettings
 from bulktag.model.fixed_batch import FixedBatchEngine
 from bulktag.model.hardware import describe_device
+from bulktag.model.novelty import NoveltyModel
 from bulktag.transforms import files
 from bulktag.transforms.progress import add_progress
 from bulktag.transforms.records import PixelBatch, ScoredBatch
 
 
-class _WholeBatchHandler(ModelHandler):
-    """What the handlers share: one element is one batch, and its size is its array's size."""
+class BundleTagger:
+    """A bundle ready to run: pixels or bottlenecks -> bottlenecks, scores and novelty.
 
-    def __init__(self, folder: str, settings: EngineSettings):
+    Args:
+      engine: of the network and the head, or of the head alone.
+      novelty: None where nobody asks for it.
+    """
+
+    def __init__(self, engine: Tagger | FixedBatchEngine, novelty: NoveltyModel | None):
+        self._engine, self._novelty = engine, novelty
+
+    def describe(self) -> str:
+        """Engine, precision and device."""
+        return self._engine.describe()
+
+    def run_pixels(self, pixels_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """float32[B, D], float32[B, L] and float32[B]."""
+        bottleneck_BD, scores_BL = self._engine.run(pixels_BHWC)
+        return bottleneck_BD, scores_BL, self._score(bottleneck_BD)
+
+    def run_bottlenecks(self, bottleneck_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """float32[B, L] and float32[B]."""
+        return self._engine.run(bottleneck_BD), self._score(bottleneck_BD)
+
+    def _score(self, bottleneck_BD: np.ndarray) -> np.ndarray | None:
+        return None if self._novelty is None else self._novelty.score(bottleneck_BD)
+
+
+class _WholeBatchHandler(ModelHandler):
+    """What the handlers share: one element is one batch, and its size is its array's size.
+
+    Args:
+      folder: of the model.
+      settings: how it is executed.
+      novelty: say how unlike the training images each one is.
+    """
+
+    def __init__(self, folder: str, settings: EngineSettings, novelty: bool = False):
         super().__init__(min_batch_size=1, max_batch_size=1)
-        self._folder, self._settings = folder, settings
+        self._folder, self._settings, self._novelty = folder, settings, novelty
         self._models_loaded = 0  # since it was last counted
 
-    def _count(self, engine: "FixedBatchEngine | Tagger", num_images: int) -> None:
+    def _count(self, engine: FixedBatchEngine | BundleTagger, num_images: int) -> None:
         """The counters of a run say what scored how many of its images: workers may differ in their processors."""
         beam.metrics.Metrics.counter("engine", engine.describe()).inc(num_images)
         if self._models_loaded:  # only now is there a bundle to count for
@@ -89,35 +125,40 @@ class BackboneHandler(_WholeBatchHandler):
 class TaggerHandler(_WholeBatchHandler):
     """PixelBatch -> ScoredBatch with bottlenecks and scores; `folder` is a model bundle."""
 
-    def load_model(self) -> Tagger:
+    def load_model(self) -> BundleTagger:
         """Once a process."""
         self._models_loaded += 1
         bundle = load_bundle(files.fetch_folder(self._folder))
-        return Tagger(bundle.backbone_graph(), bundle.head_graph(), self._local_settings())
+        tagger = Tagger(bundle.backbone_graph(), bundle.head_graph(), self._local_settings())
+        return BundleTagger(tagger, bundle.novelty_model() if self._novelty else None)
 
-    def run_inference(self, batch: Sequence[PixelBatch], model: Tagger, inference_args=None) -> Iterable[ScoredBatch]:
+    def run_inference(
+        self, batch: Sequence[PixelBatch], model: BundleTagger, inference_args=None
+    ) -> Iterable[ScoredBatch]:
         """One result for each batch."""
         for item in batch:
             self._count(model, item.images.num_rows)
-            bottleneck_BD, scores_BL = model.run(item.pixels_BHWC)
-            yield ScoredBatch(item.images, bottleneck_BD, scores_BL)
+            yield ScoredBatch(item.images, *model.run_pixels(item.pixels_BHWC))
 
 
 class HeadHandler(_WholeBatchHandler):
     """ScoredBatch with bottlenecks -> the same with scores; `folder` is a model bundle."""
 
-    def load_model(self) -> FixedBatchEngine:
+    def load_model(self) -> BundleTagger:
         """Once a process."""
         self._models_loaded += 1
-        return build_head_engine(load_bundle(files.fetch_folder(self._folder)).head_graph(), self._settings)
+        bundle = load_bundle(files.fetch_folder(self._folder))
+        engine = build_head_engine(bundle.head_graph(), self._settings)
+        return BundleTagger(engine, bundle.novelty_model() if self._novelty else None)
 
     def run_inference(
-        self, batch: Sequence[ScoredBatch], model: FixedBatchEngine, inference_args=None
+        self, batch: Sequence[ScoredBatch], model: BundleTagger, inference_args=None
     ) -> Iterable[ScoredBatch]:
         """One result for each batch."""
         for item in batch:
             self._count(model, item.images.num_rows)
-            yield ScoredBatch(item.images, item.bottleneck_BD, model.run(item.bottleneck_BD))
+            scores_BL, novelty_B = model.run_bottlenecks(item.bottleneck_BD)
+            yield ScoredBatch(item.images, item.bottleneck_BD, scores_BL, novelty_B)
 
 
 def _note_done(batch: ScoredBatch, progress_dir: str | None) -> ScoredBatch:

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bulktag.model.novelty import NOVEL_FROM
 from bulktag.transforms import files
 from bulktag.transforms.records import StagedFile
 from bulktag.transforms.staging import new_file_uri
@@ -35,6 +36,16 @@ def count_images(rows: pa.RecordBatch | pa.Table) -> tuple[int, dict[str, int]]:
     return rows.num_rows, {entry["values"]: entry["counts"] for entry in counts}
 
 
+def count_novel(rows: pa.RecordBatch | pa.Table) -> int:
+    """Images among the rows that are unlike anything seen in training."""
+    if "novelty" not in rows.schema.names:
+        return 0
+    novel = pc.greater(rows["novelty"], NOVEL_FROM)
+    if "rank" in rows.schema.names:
+        novel = pc.and_(novel, pc.fill_null(pc.less_equal(rows["rank"], 1), True))
+    return pc.sum(novel).as_py() or 0
+
+
 def _num_bytes(batch: pa.RecordBatch) -> int:
     """Bytes of the rows alone: the batches of a run share one dictionary of labels."""
     return sum(
@@ -56,11 +67,11 @@ def _join_chunks(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
 class ParquetFile:
     """One Parquet file being written: record batches in, row groups out.
 
-    `num_images` and `label_counts` say what was written so far; what is buffered comes with `close`.
+    `num_images`, `num_novel` and `label_counts` say what was written so far; what is buffered comes with `close`.
     """
 
     def __init__(self, uri: str, schema: pa.Schema):
-        self.uri, self.num_images = uri, 0
+        self.uri, self.num_images, self.num_novel = uri, 0, 0
         self.label_counts: collections.Counter = collections.Counter()
         self._buffer: list[pa.RecordBatch] = []
         self._buffered_rows = self._buffered_bytes = 0
@@ -102,6 +113,7 @@ class ParquetFile:
         self._writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
         images, labels = count_images(rows)
         self.num_images += images
+        self.num_novel += count_novel(rows)
         self.label_counts.update(labels)
         self._buffer = table.slice(ROW_GROUP_ROWS).to_batches()
         self._buffered_rows = max(0, table.num_rows - ROW_GROUP_ROWS)
@@ -129,4 +141,4 @@ class TableFiles:
         file, self._open = self._open, None
         num_bytes = file.close()
         counts = dict(sorted(file.label_counts.items()))
-        return [StagedFile(self._table, file.uri, file.num_images, num_bytes, counts)]
+        return [StagedFile(self._table, file.uri, file.num_images, num_bytes, counts, file.num_novel)]

@@ -56,6 +56,7 @@ class StagedFile(NamedTuple):
     num_images: int
     num_bytes: int
     label_counts: dict[str, int]  # images per label; for tags, per top label
+    num_novel: int = 0  # images unlike anything seen in training, where a table has that column
 
 
 # Beam encodes these field by field, the same way in every process; without this it would pickle them.
@@ -151,6 +152,7 @@ class ScoredBatch:
     images: pa.RecordBatch  # of IMAGES_SCHEMA
     bottleneck_BD: np.ndarray | None  # float32[B, D]
     scores_BL: np.ndarray | None  # float32[B, L], calibrated
+    novelty_B: np.ndarray | None = None  # float32[B]; 0 is usual, above 1 is unlike anything seen in training
 
 
 class BatchCoder(beam.coders.Coder):
@@ -183,13 +185,16 @@ for _batch in (PixelBatch, ScoredBatch):
     beam.coders.registry.register_coder(_batch, BatchCoder)
 
 
-def tags_schema(*, layout: str = "wide", scores: bool = False, embedding: bool = False) -> pa.Schema:
+def tags_schema(
+    *, layout: str = "wide", scores: bool = False, embedding: bool = False, novelty: bool = False
+) -> pa.Schema:
     """Arrow schema of the tags table.
 
     Args:
       layout: "wide", one row per image, or "long", one row per (uri, rank).
       scores: add `scores` list<float>, all labels in the bundle's order (wide only).
       embedding: add `embedding` list<float>, the bottleneck (wide only).
+      novelty: add `novelty` float.
     """
     identity = [
         pa.field("width", pa.int32()),
@@ -203,6 +208,8 @@ def tags_schema(*, layout: str = "wide", scores: bool = False, embedding: bool =
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("tagged_at", _TIMESTAMP, nullable=False),
     ]
+    if novelty:
+        identity.append(pa.field("novelty", pa.float32()))
     if layout == "long":
         row = [pa.field("rank", pa.int32()), pa.field("label", pa.string()), pa.field("score", pa.float32())]
         return pa.schema([pa.field("uri", pa.string(), nullable=False), *row, *identity])

@@ -44,6 +44,7 @@ class TagSettings:
       top_k: most tags an image.
       layout: "wide", one row per image, or "long", one row per tag.
       scores, embedding: add a column of all scores, of the bottleneck (wide only).
+      novelty: add a column that says how unlike the training images each one is.
       model_id, run_id: written into each row.
     """
 
@@ -53,6 +54,7 @@ class TagSettings:
     layout: str = "wide"
     scores: bool = False
     embedding: bool = False
+    novelty: bool = False
     model_id: str = ""
     run_id: str = ""
 
@@ -78,7 +80,7 @@ class TagSettings:
     @functools.cached_property
     def schema(self) -> pa.Schema:
         """Arrow schema of these rows."""
-        return tags_schema(layout=self.layout, scores=self.scores, embedding=self.embedding)
+        return tags_schema(layout=self.layout, scores=self.scores, embedding=self.embedding, novelty=self.novelty)
 
 
 def build_tags(batch: ScoredBatch, settings: TagSettings, tagged_at_us: int) -> pa.RecordBatch:
@@ -95,6 +97,8 @@ def build_tags(batch: ScoredBatch, settings: TagSettings, tagged_at_us: int) -> 
     ranked = rank_tags(batch.scores_BL, settings.thresholds_L, settings.top_k)
     tags = tags_array(settings.label_array, *ranked)
     identity = _identity_columns(batch.images, settings, tagged_at_us)
+    if settings.novelty:
+        identity["novelty"] = pa.array(batch.novelty_B, pa.float32())
     uris = batch.images["uri"]
     if settings.layout == "long":
         return _long_rows(uris, tags, identity, settings.schema)

@@ -1,6 +1,7 @@
 """Saving, verifying and loading a model bundle."""
 
 import json
+import math
 import pathlib
 import shutil
 
@@ -11,8 +12,12 @@ import tensorflow as tf
 
 from bulktag.model.backbone import build_backbone
 from bulktag.model.bundle import load_bundle, load_bundle_backbone, save_bundle
+from bulktag.model.calibration import Calibration
 from bulktag.model.engine import EngineSettings, Tagger, build_head_engine
 from bulktag.model.head import build_head
+from bulktag.model.novelty import NoveltyQuality, fit_novelty
+from bulktag.model.thresholds import LabelThreshold, record_thresholds
+from bulktag.model.validation import Tuning
 
 SIZE_PX, WIDTH = 8, 8 * 8 * 3
 LABELS = ["oak", "pine", "über"]
@@ -22,9 +27,24 @@ def make_head(num_labels=3, seed=0) -> keras.Model:
     return build_head(WIDTH, num_labels, architecture="mlp", hidden=(4,), seed=seed)
 
 
+def make_tuning(thresholds, calibration=None):
+    """Of a model that saw 100 images of each label."""
+    scores_NL = np.random.default_rng(0).random((300, len(thresholds)))
+    targets_NL = np.random.default_rng(1).random(scores_NL.shape) < scores_NL
+    images_ND = np.random.default_rng(2).random((300, WIDTH), np.float32)
+    rows = [LabelThreshold(f"l{i}", value, 0.9, 0.8, 0.5, 10, 100) for i, value in enumerate(thresholds)]
+    return Tuning(
+        calibration or Calibration("temperature", np.full(len(thresholds), 1 / 1.5), np.zeros(len(thresholds))),
+        record_thresholds(scores_NL, targets_NL),
+        rows,
+        fit_novelty(images_ND, targets_NL, images_ND),
+        NoveltyQuality(0.9, {"oak": 0.9}),
+    )
+
+
 def make_bundle(folder: pathlib.Path, **settings) -> str:
     backbone = build_backbone("pixels", "none", image_size_px=SIZE_PX)
-    arguments = {"resize": "squash", "thresholds": [0.1, 0.2, 0.3], "temperature": 1.5, **settings}
+    arguments = {"resize": "squash", "tuning": make_tuning([0.1, 0.2, None]), **settings}
     head = arguments.pop("head", None) or make_head()
     return save_bundle(str(folder), backbone, head, arguments.pop("labels", LABELS), **arguments)
 
@@ -39,9 +59,15 @@ def bundle_folder(tmp_path_factory) -> pathlib.Path:
 def test_a_bundle_comes_back_as_it_was_saved(bundle_folder):
     bundle = load_bundle(str(bundle_folder))
     assert bundle.labels == tuple(LABELS)
-    assert bundle.thresholds == (0.1, 0.2, 0.3)
+    assert bundle.thresholds == (0.1, 0.2, math.inf)
     assert bundle.resize == "squash" and not bundle.multi_label
-    assert bundle.info["temperature"] == 1.5
+    assert bundle.info["temperature"] == pytest.approx(1.5)
+    tuning = make_tuning([0.1, 0.2, None])
+    assert bundle.calibration.to_json() == tuning.calibration.to_json()
+    np.testing.assert_array_equal(bundle.threshold_record().given_LK, tuning.record.given_LK)
+    images_BD = np.random.default_rng(3).random((5, WIDTH), np.float32)
+    np.testing.assert_array_equal(bundle.novelty_model().score(images_BD), tuning.novelty.score(images_BD))
+    assert json.loads((bundle_folder / "bundle.json").read_text())["thresholds"][2] is None  # JSON has no infinity
     assert (bundle.backbone.name, bundle.backbone.width, bundle.backbone.image_size_px) == ("pixels", WIDTH, SIZE_PX)
     assert load_bundle_backbone(bundle).spec == bundle.backbone
 
@@ -71,7 +97,7 @@ def test_equal_models_have_equal_ids_and_others_do_not(tmp_path):
     assert make_bundle(tmp_path / "b") == first
     assert make_bundle(tmp_path / "c", labels=["oak", "pine", "elm"]) != first
     assert make_bundle(tmp_path / "d", resize="crop") != first
-    assert make_bundle(tmp_path / "e", thresholds=[0.1, 0.2, 0.4]) != first
+    assert make_bundle(tmp_path / "e", tuning=make_tuning([0.1, 0.2, 0.4])) != first
     assert make_bundle(tmp_path / "f", head=make_head(seed=1)) != first
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from bulktag.model.head import build_head, build_logits_model, fold_temperature
+from bulktag.model.head import build_head, build_logits_model, fold_calibration
 
 
 def randomise(head, seed=0):
@@ -55,15 +55,21 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others():
     assert not np.array_equal(first[0], other[0])
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_temperature_divides_the_logits_for_good(temperature):
-    head = randomise(build_head(8, 3, hidden=(16,)))
+@pytest.mark.parametrize("slope_L", [[0.5, 0.5, 0.5], [2.0, 1.0, 0.25]], ids=["temperature", "each its own"])
+def test_calibration_is_folded_into_the_logits_for_good(slope_L):
+    head = randomise(build_head(8, 3, hidden=(16,), multi_label=True))
     x_BD = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     before_BL = build_logits_model(head).predict(x_BD, verbose=0)
-    fold_temperature(head, temperature)
-    expected_BL = np.exp(before_BL / temperature)
-    expected_BL /= expected_BL.sum(axis=1, keepdims=True)
+    offset_L = np.array([0.0, -1.0, 3.0])
+    fold_calibration(head, np.array(slope_L), offset_L)
+    expected_BL = 1 / (1 + np.exp(-(before_BL * slope_L + offset_L)))
     np.testing.assert_allclose(head.predict(x_BD, verbose=0), expected_BL, rtol=1e-4)
+
+
+def test_head_for_several_labels_starts_at_how_often_each_occurs():
+    head = build_head(8, 3, hidden=(4,), multi_label=True, shares_L=np.array([0.5, 0.01, 0.0]))
+    scores_BL = head.predict(np.ones((2, 8), np.float32), verbose=0)
+    np.testing.assert_allclose(scores_BL, [[0.5, 0.01, 1e-4]] * 2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("architecture", ["mlp", "linear", "cnn"])
@@ -100,8 +106,8 @@ def test_impossible_head_is_refused(arguments, message):
         build_head(**arguments)
 
 
-def test_temperature_that_is_no_positive_number_is_refused():
+def test_slope_that_is_no_positive_number_is_refused():
     head = build_head(4, 2, hidden=(4,))
-    for temperature in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="temperature above 0"):
-            fold_temperature(head, temperature)
+    for slope in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="slopes above 0"):
+            fold_calibration(head, np.array([1.0, slope]), np.zeros(2))

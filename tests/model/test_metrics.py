@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.special import softmax
-from sklearn.metrics import average_precision_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score, top_k_accuracy_score
 
-from bulktag.model.evaluation_files import draw_confusion, predictions, write_evaluation
+from bulktag.model.evaluation_files import predictions, write_evaluation
 from bulktag.model.metrics import calibration_error, evaluate_multi_label, evaluate_scores
+from bulktag.model.plots import draw_confusion
+from bulktag.model.samples import pick_samples, worst_first
 
 
 def draw_scores(num=300, num_labels=8, seed=0):
@@ -78,6 +80,10 @@ def test_multi_label_figures_equal_scikit_learn():
     assert found.mean_average_precision == pytest.approx(expected)
     given_NL = scores_NL >= 0.5
     assert found.micro_precision == pytest.approx((given_NL & targets_NL).sum() / given_NL.sum())
+    assert found.per_label[3].average_precision is None and found.per_label[3].auc is None
+    assert found.mean_auc == pytest.approx(roc_auc_score(targets_NL[:, :3], scores_NL[:, :3]))
+    missed_NL, wrong_NL = targets_NL & ~given_NL, given_NL & ~targets_NL
+    assert found.confusion_LL[0, 2] == (missed_NL[:, 0] & wrong_NL[:, 2]).sum()
     assert found.micro_recall == pytest.approx((given_NL & targets_NL).sum() / targets_NL.sum())
 
 
@@ -99,19 +105,72 @@ def test_files_say_what_was_found(tmp_path):
     scores_NL, ids_N, labels = draw_scores(num_labels=6)
     labels[0] = 'a, "quoted" $label$ – ünïcode'
     found = evaluate_scores(scores_NL, ids_N, labels)
-    rows = predictions([f"gs://b/{i}.jpg" for i in range(300)], scores_NL, ids_N, labels)
-    write_evaluation(found, rows, tmp_path / "new" / "folder")
+    targets_NL = np.eye(6)[ids_N] > 0
+    rows = predictions([f"gs://b/{i}.jpg" for i in range(300)], scores_NL, targets_NL, labels)
+    write_evaluation(found, rows, worst_first(scores_NL, targets_NL, None), tmp_path / "new" / "folder")
     folder = tmp_path / "new" / "folder"
     figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert figures["accuracy"] == found.accuracy
     tables = {path.name: list(csv.reader(path.open(encoding="utf-8", newline=""))) for path in folder.glob("*.csv")}
     assert tables["confusion.csv"][0] == ["actual", *labels]
     assert [[int(n) for n in row[1:]] for row in tables["confusion.csv"][1:]] == found.confusion_LL.tolist()
-    assert tables["per_class.csv"][0] == ["label", "precision", "recall", "f1", "support"]
+    assert tables["per_class.csv"][0][:6] == ["label", "precision", "recall", "f1", "support", "predicted"]
     assert tables["confused_pairs.csv"][0] == ["actual", "predicted", "count", "share"]
     assert tables["predictions.csv"][0] == ["uri", "actual", "predicted", "score", "correct"]
     assert len(tables["predictions.csv"]) == 301
+    worst = tables["worst.csv"][1:]
+    assert {row[4] for row in worst} == {"False"} and len(worst) == round((1 - found.accuracy) * 300)
+    assert [float(row[3]) for row in worst] == sorted((float(row[3]) for row in worst), reverse=True)
     assert sum(row[4] == "True" for row in tables["predictions.csv"]) == round(found.accuracy * 300)
+
+
+def test_images_with_several_labels_are_listed_with_all_of_them():
+    scores_NL = np.array([[0.9, 0.8, 0.1], [0.2, 0.3, 0.1]])
+    targets_NL = np.array([[1, 1, 0], [0, 1, 0]]) > 0
+    rows = predictions(["a", "b"], scores_NL, targets_NL, ["x", "y", "z"], np.full(3, 0.5))
+    assert [tuple(row) for row in rows] == [("a", "x; y", "x; y", 0.9, True), ("b", "y", "", 0.3, False)]
+    assert worst_first(scores_NL, targets_NL, np.full(3, 0.5)).tolist() == [1]
+
+
+def test_samples_are_wrong_doubtful_and_right_and_spread_over_labels():
+    scores_NL, ids_N, _ = draw_scores(num_labels=6)
+    targets_NL = np.eye(6)[ids_N] > 0
+    samples = pick_samples(scores_NL, targets_NL, None, 12)
+    predicted_N = scores_NL.argmax(axis=1)
+    assert all(predicted_N[row] != ids_N[row] for row in samples.wrong)
+    assert all(predicted_N[row] == ids_N[row] for row in samples.right)
+    assert {int(predicted_N[row]) for row in samples.right} == set(range(6)) and len(samples.right) == 12
+    gaps_N = np.diff(np.sort(scores_NL, axis=1)[:, -2:], axis=1)[:, 0]
+    assert set(samples.doubtful) == set(np.argsort(gaps_N, kind="stable")[:12].tolist())
+
+
+def test_intervals_hold_the_figures_and_narrow_with_more_images():
+    few, many = (evaluate_scores(*draw_scores(num=num)) for num in (100, 3000))
+    for found in (few, many):
+        for name, (low, high) in found.intervals.items():
+            assert low <= getattr(found, name) + 0.02 and high >= getattr(found, name) - 0.02, name
+    width = {found.n: np.diff(found.intervals["accuracy"])[0] for found in (few, many)}
+    # The binomial's: 2 * 1.96 * sqrt(p * (1 - p) / n).
+    for found in (few, many):
+        expected = 2 * 1.96 * np.sqrt(found.accuracy * (1 - found.accuracy) / found.n)
+        assert width[found.n] == pytest.approx(expected, rel=0.25)
+    generator = np.random.default_rng(0)
+    targets_NL = generator.random((400, 3)) < 0.3
+    scores_NL = np.clip(targets_NL * 0.4 + generator.random((400, 3)) * 0.6, 0, 1)
+    several = evaluate_multi_label(scores_NL, targets_NL, list("abc"), np.full(3, 0.5))
+    low, high = several.intervals["mean_average_precision"]
+    assert low < several.mean_average_precision < high < low + 0.1
+
+
+def test_tags_at_the_thresholds_and_labels_switched_off_are_counted():
+    scores_NL = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.1, 0.9]])
+    found = evaluate_scores(scores_NL, np.array([0, 1, 1, 1]), ["a", "b"], thresholds_L=np.array([0.5, np.inf]))
+    assert (found.tagged_share, found.tag_precision) == (0.5, 0.5)
+    assert [row.threshold for row in found.per_label] == [0.5, None]
+    assert (
+        evaluate_scores(scores_NL, np.array([0, 1, 1, 1]), ["a", "b"], thresholds_L=np.full(2, np.inf)).tag_precision
+        is None
+    )
 
 
 @pytest.mark.parametrize("num_labels", [1, 5, 120, 300])

@@ -42,7 +42,8 @@ def weights_of(trained):
 def assert_same_head(first, second):
     for ours, theirs in zip(weights_of(first), weights_of(second), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert first.temperature == second.temperature
+    np.testing.assert_array_equal(first.tuning.calibration.slope_L, second.tuning.calibration.slope_L)
+    assert first.tuning.thresholds == second.tuning.thresholds
     assert first.figures == second.figures
 
 
@@ -59,7 +60,7 @@ def test_trained_head_tells_clusters_apart_and_says_how_well(clusters):
 
 def test_figures_are_those_of_the_calibrated_head(clusters, quick_head):
     trained = quick_head
-    assert trained.temperature != 1.0
+    assert trained.tuning.calibration.temperature != 1.0
     scan = scan_split(read_examples_info(clusters), "test", multi_label=False, keep=True)
     scores_NL = trained.model.predict(scan.bottleneck_ND, verbose=0)
     right_N = scores_NL[np.arange(len(scores_NL)), scan.target_N]
@@ -68,10 +69,10 @@ def test_figures_are_those_of_the_calibrated_head(clusters, quick_head):
 
 
 def test_head_carries_its_temperature_so_nothing_is_left_to_calibrate(clusters, quick_head):
-    assert MIN_TEMPERATURE < quick_head.temperature != 1.0
+    assert MIN_TEMPERATURE < quick_head.tuning.calibration.temperature != 1.0
     scan = scan_split(read_examples_info(clusters), "validation", multi_label=False, keep=True)
     logits_NL = build_logits_model(quick_head.model).predict(scan.bottleneck_ND, verbose=0)
-    assert fit_temperature(logits_NL, scan.target_N) == pytest.approx(1, rel=0.01)
+    assert fit_temperature(logits_NL, scan.target_N).temperature == pytest.approx(1, rel=0.01)
 
 
 def test_same_seed_gives_the_same_head_and_another_seed_another(clusters, quick_head):
@@ -185,8 +186,23 @@ def test_several_labels_per_image_are_learnt_each_by_itself(tmp_path):
     trained = train_head(folder, TrainOptions(**QUICK | {"epochs": 20}, multi_label=True))
     scores_NL = trained.model.predict(x_ND, verbose=0)
     assert ((scores_NL > 0.5) == (x_ND[:, :3] > 0)).mean() > 0.93
-    assert trained.temperature == 1.0
+    assert trained.tuning.calibration.method == "sigmoid"
     assert trained.warning_counts["unlabelled"] == sum(not labels for labels in ids)
+
+
+def test_rare_label_among_several_is_found_more_often_where_it_counts_more(tmp_path):
+    x_ND = np.random.default_rng(0).normal(size=(600, 6)).astype(np.float32)
+    ids = [[label for label in range(2) if x_ND[i, label] > (0, 1.9)[label]] for i in range(600)]
+    folder = write_examples(tmp_path, x_ND, ids, split_names(600), ["common", "rare"])
+    found = []
+    for class_weights in ("none", "auto"):
+        options = TrainOptions(**QUICK | {"epochs": 3}, multi_label=True, class_weights=class_weights)
+        trained = train_head(folder, options)
+        logits_NL = build_logits_model(trained.model).predict(x_ND, verbose=0)
+        calibration = trained.tuning.calibration
+        raw_NL = (logits_NL - calibration.offset_L) / calibration.slope_L
+        found.append(raw_NL[x_ND[:, 1] > 1.9, 1].mean() - raw_NL[x_ND[:, 0] > 0, 0].mean())
+    assert found[1] > found[0] + 0.2
 
 
 def test_streamed_split_with_several_labels_gives_the_same_head(tmp_path):
@@ -230,7 +246,7 @@ def test_few_validation_images_leave_the_temperature_at_one(tmp_path):
     x_ND, ids_N = draw_clusters(60, 8, 2)
     folder = write_examples(tmp_path, x_ND, ids_N, split_names(60), ["a", "b"])
     assert MIN_IMAGES > 60 / 5
-    assert train_head(folder, TrainOptions(**QUICK)).temperature == 1.0
+    assert train_head(folder, TrainOptions(**QUICK)).tuning.calibration.method == "none"
 
 
 def test_empty_split_is_refused_with_its_name(tmp_path):
@@ -277,7 +293,7 @@ def test_bottleneck_that_is_not_finite_is_refused(tmp_path):
         ({"epochs": 0}, "epochs of at least 1, got 0"),
         ({"learning_rate": -1.0}, "learning_rate above 0"),
         ({"label_smoothing": 1.0}, r"label_smoothing in \[0, 1\)"),
-        ({"multi_label": True, "class_weights": "balanced"}, "class_weights none with multi_label"),
+        ({"target_precision": 1.1}, "target_precision between 0 and 1"),
     ],
 )
 def test_impossible_options_are_refused(arguments, message):

@@ -6,10 +6,12 @@ import shutil
 
 import pytest
 
-from bulktag.pipeline.config import EvaluateConfig, ExtractConfig
+from bulktag.model.drawing import draw_demo_images
+from bulktag.pipeline.config import EvaluateConfig, ExtractConfig, TrainConfig
 from bulktag.pipeline.evaluate import run_evaluate
 from bulktag.pipeline.extract import run_extract
 from bulktag.pipeline.failures import JobFailed
+from bulktag.pipeline.train import run_train
 
 
 def evaluate(examples, model, output, **settings):
@@ -21,7 +23,7 @@ def test_an_evaluation_leaves_figures_tables_plot_and_report(examples_dir, bundl
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "metrics.json", "per_class.csv", "confusion.csv", "confusion.png", "confused_pairs.csv", "predictions.csv",
-        "report.html", "run.json", "_SUCCESS",
+        "worst.csv", "report.html", "run.json", "_SUCCESS",
     }  # fmt: skip
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
@@ -78,3 +80,38 @@ def test_an_empty_split_is_named(demo_images, bundle_dir, tmp_path):
     run_extract(ExtractConfig(input=(photos,), output=output, backbone="builtin", split=(1, 0, 0)))
     with pytest.raises(ValueError, match="expected images in split test, got none"):
         evaluate(tmp_path / "ex", bundle_dir, tmp_path / "out")
+
+
+def test_several_labels_are_evaluated_with_all_tables(scenes, tmp_path):
+    assert json.loads((scenes / "examples" / "examples.json").read_text())["multi_label"] is True
+    run = evaluate(scenes / "examples", scenes / "model", tmp_path / "out")
+    assert run["figures"]["mean_average_precision"] > 0.7 and "micro_precision" in run["figures"]["intervals"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"confusion.csv", "confusion.png", "worst.csv"}
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert any(";" in row["actual"] for row in rows) and any(not row["actual"] for row in rows)
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert report.count("data:image/jpeg;base64,") > 20
+
+
+def test_data_problems_are_found(scenes, tmp_path):
+    run = evaluate(scenes / "examples", scenes / "model", tmp_path / "out", split="all")
+    report = (tmp_path / "out" / "report.html").read_text()
+    for expected in ("Tiny labels: 1", "odd one", "Images that could not be used: 1", "Duplicates across labels: 1"):
+        assert expected in report
+    assert "Labels that are probably wrong" not in report  # most of these images were trained on
+    bundle = json.loads((scenes / "model" / "bundle.json").read_text())
+    off = [row["label"] for row in bundle["threshold_basis"] if row["threshold"] is None]
+    assert "odd one" in off and run["figures"]["n"] == 501
+
+
+def test_thumbnails_come_from_stored_images_where_the_files_are_gone(tmp_path):
+    draw_demo_images(tmp_path / "images", 20)
+    common = {"backbone": "builtin", "split": (0.5, 0.25, 0.25)}
+    run_extract(
+        ExtractConfig(input=(str(tmp_path / "images"),), output=str(tmp_path / "ex"), store_images=True, **common)
+    )
+    run_train(TrainConfig(examples=str(tmp_path / "ex"), model=str(tmp_path / "m"), epochs=2))
+    shutil.rmtree(tmp_path / "images")
+    evaluate(tmp_path / "ex", tmp_path / "m", tmp_path / "out")
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "data:image/jpeg;base64," in report and "could not be read" not in report

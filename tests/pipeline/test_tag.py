@@ -7,12 +7,14 @@ import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from bulktag.model.bundle import load_bundle
-from bulktag.pipeline.config import ExtractConfig, TagConfig
+from bulktag.pipeline.config import ExtractConfig, TagConfig, TrainConfig
 from bulktag.pipeline.extract import run_extract
 from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.tag import run_tag
+from bulktag.pipeline.train import run_train
 
 
 def tag(source, bundle_dir, output, **settings):
@@ -32,9 +34,10 @@ def test_tags_say_what_is_in_the_pictures(demo_images, bundle_dir, tmp_path):
     right = sum(row["top_label"] == row["uri"].split("/")[-2] for row in table)
     assert right >= 150
     for row in table:
-        assert row["tags"][0] == {"label": row["top_label"], "score": row["top_score"]}
+        best = row["tags"][0] if row["tags"] else {"label": None, "score": None}
+        assert best == {"label": row["top_label"], "score": row["top_score"]}
         scores = [entry["score"] for entry in row["tags"]]
-        assert scores == sorted(scores, reverse=True) and 0 < len(scores) <= 4
+        assert scores == sorted(scores, reverse=True) and len(scores) <= 4
         assert row["model_id"] == run["model_id"] and row["run_id"] == run["run_id"]
         assert len(row["sha256"]) == 64 and row["bytes"] > 0 and row["width"] > 0
 
@@ -179,3 +182,57 @@ def test_a_bundle_json_that_is_damaged_is_refused(demo_images, bundle_dir, tmp_p
     (tmp_path / "model" / "bundle.json").write_text(content)
     with pytest.raises(ValueError, match="expected"):
         tag(demo_images, tmp_path / "model", tmp_path / "out")
+
+
+def thresholds_of(model):
+    return json.loads((model / "bundle.json").read_text())["thresholds"]
+
+
+def test_without_wishes_the_models_thresholds_decide(scenes, tmp_path):
+    run = tag(scenes / "examples", scenes / "model", tmp_path / "out", scores=True)
+    labels = json.loads((scenes / "model" / "bundle.json").read_text())["labels"]
+    expected = {label: value for label, value in zip(labels, thresholds_of(scenes / "model"), strict=True)}
+    assert run["thresholds"] == pytest.approx(expected, abs=1e-6)
+    assert expected["odd one"] is None  # too few images to reach a precision
+    for row in rows(tmp_path / "out"):
+        above = {label for label, score in zip(labels, row["scores"], strict=True)
+                 if expected[label] is not None and score >= np.float32(expected[label])}  # fmt: skip
+        assert {entry["label"] for entry in row["tags"]} == above
+    assert any(len(row["tags"]) > 1 for row in rows(tmp_path / "out"))
+
+
+def test_a_score_or_a_precision_that_the_user_wants_replaces_them(scenes, tmp_path):
+    run = tag(scenes / "examples", scenes / "model", tmp_path / "all", min_score=0.0, top_k=9)
+    assert set(run["thresholds"].values()) == {0.0}
+    assert all(len(row["tags"]) == 9 for row in rows(tmp_path / "all"))  # also those that are switched off
+    strict = tag(scenes / "examples", scenes / "model", tmp_path / "strict", target_precision=0.9, min_score=0.3)
+    assert strict["thresholds"]["odd one"] is None
+    assert any("switched off" in text and "odd one" in text and "0.9" in text for text in strict["warnings"])
+    assert min(value for value in strict["thresholds"].values() if value is not None) >= 0.3
+    truth = {json.loads(line)["uri"]: json.loads(line)["labels"] for line in (scenes / "images/manifest.jsonl").open()}
+    given = [(entry["label"], truth[row["uri"].rsplit("/", 1)[-1]]) for row in rows(tmp_path / "strict")
+             for entry in row["tags"]]  # fmt: skip
+    assert len(given) > 300 and np.mean([label in labels for label, labels in given]) > 0.9
+    with pytest.raises(ValueError, match="expected a target_precision that a label reaches, got 1, which none does"):
+        tag(scenes / "examples", scenes / "model", tmp_path / "no", target_precision=1.0)
+
+
+def test_images_unlike_those_of_the_training_are_flagged(demo_images, tmp_path):
+    source, examples, model = (str(demo_images),), str(tmp_path / "ex"), tmp_path / "model"
+    run_extract(ExtractConfig(input=source, output=examples, backbone="builtin", split=(0.5, 0.5, 0.0)))
+    run_train(TrainConfig(examples=examples, model=str(model), epochs=2))
+    # Noise, and nothing that was ever drawn.
+    (tmp_path / "noise").mkdir()
+    for number in range(20):
+        noise = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "noise" / f"{number}.png")
+    known = tag(examples, model, tmp_path / "known", novelty=True)
+    assert sum(row["novelty"] > 1 for row in rows(tmp_path / "known")) == known["novel"] < 5
+    strange = tag(tmp_path / "noise", model, tmp_path / "strange", novelty=True, layout="long", min_score=0.0)
+    assert strange["novel"] == 20 and len(rows(tmp_path / "strange")) == 80
+    assert all(row["novelty"] > 1 for row in rows(tmp_path / "strange"))
+
+
+def test_novelty_is_refused_where_the_model_does_not_know(demo_images, bundle_dir, tmp_path):
+    with pytest.raises(ValueError, match="expected novelty only for a model that train made from 50 validation images"):
+        tag(demo_images, bundle_dir, tmp_path / "out", novelty=True)

@@ -48,7 +48,7 @@ def test_the_template_has_the_form_that_the_service_takes():
         assert parameter.get("isOptional", False) is not field.metadata["required"]
         (pattern,) = parameter["regexes"]
         default = field.default
-        if default not in ("", ()):
+        if default not in ("", (), None):
             assert re.fullmatch(pattern, str(default)), parameter["name"]
             assert f"default: {default}" in parameter["helpText"] or parameter["name"] == "device"
 
