@@ -58,15 +58,36 @@ class Progress:
     epoch_done: bool
 
 
-def evaluation_batches(info: ExamplesInfo, scan: SplitScan, multi_label: bool) -> tf.data.Dataset:
-    """Feed a split once, in order: (float32[B, D], targets), from memory where the scan kept it."""
+def evaluation_batches(
+    info: ExamplesInfo, scan: SplitScan, multi_label: bool, num_replicas: int = 1
+) -> tf.data.Dataset:
+    """Feed a split once, in order: (float32[B, D], targets), from memory where the scan kept it.
+
+    Args:
+      info: of the examples.
+      scan: of the split.
+      multi_label: see `read_batches`.
+      num_replicas: devices that share each batch; the first is divisible by it.
+    """
+    batch_size = divisible(SCORE_BATCH, scan.num_images, num_replicas)
     if scan.bottleneck_ND is not None:
-        rows = tf.data.Dataset.range(scan.num_images).batch(SCORE_BATCH)
+        rows = tf.data.Dataset.range(scan.num_images).batch(batch_size)
         return rows.map(_gather(scan), num_parallel_calls=1)
     pairs = read_batches(info, scan.paths, multi_label=multi_label).map(_pair)
-    if scan.num_images < scan.num_records:  # filled up again after unusable records left, as from memory
-        pairs = pairs.rebatch(SCORE_BATCH)
-    return pairs.apply(tf.data.experimental.assert_cardinality(-(-scan.num_images // SCORE_BATCH)))
+    # Filled up again after unusable records left, as from memory.
+    if scan.num_images < scan.num_records or batch_size != SCORE_BATCH:
+        pairs = pairs.rebatch(batch_size)
+    return pairs.apply(tf.data.experimental.assert_cardinality(-(-scan.num_images // batch_size)))
+
+
+def divisible(batch_size: int, num_images: int, num_replicas: int) -> int:
+    """A batch size like the one wanted, of which all devices that share a batch get equally many images.
+
+    Keras takes the shapes of the first batch from all of them, and fails where they differ.
+    """
+    if num_replicas == 1:
+        return batch_size
+    return max(min(batch_size, num_images) // num_replicas, 1) * num_replicas
 
 
 def _pair(batch: dict) -> tuple[tf.Tensor, tf.Tensor]:
@@ -259,7 +280,9 @@ def fit_logits_model(
             callbacks.append(keras.callbacks.TensorBoard(options.log_dir, write_graph=False))
         logits_model.fit(
             training_batches(info, scans["train"], options, first_epoch=state.resumed_epochs, weights_L=weights_L),
-            validation_data=evaluation_batches(info, scans["validation"], options.multi_label),
+            validation_data=evaluation_batches(
+                info, scans["validation"], options.multi_label, logits_model.distribute_strategy.num_replicas_in_sync
+            ),
             initial_epoch=state.resumed_epochs,
             epochs=options.epochs,
             steps_per_epoch=steps_per_epoch,

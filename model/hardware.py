@@ -50,6 +50,18 @@ def choose_training_device(device: str = "auto") -> str:
     return described
 
 
+def training_strategy():
+    """How a training is shared out: each batch in equal parts over the GPUs that Keras may use, if there are several.
+
+    Returns:
+      a tf.distribute.Strategy.
+    """
+    import tensorflow as tf
+
+    gpus = tf.config.get_visible_devices("GPU")
+    return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+
+
 def num_cores() -> int:
     """Cores that this process may use, container limits included; TensorFlow alone would count the machine's."""
     return joblib.cpu_count()

@@ -7,13 +7,15 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import time
 from collections.abc import Callable
 
 import keras
 import numpy as np
 import psutil
 
-from bulktag.model.fitting import FitOptions, Progress, evaluation_batches, fit_logits_model
+from bulktag.model.fitting import FitOptions, Progress, divisible, evaluation_batches, fit_logits_model
+from bulktag.model.hardware import training_strategy
 from bulktag.model.head import ARCHITECTURES, build_head, build_logits_model, check_head, fold_calibration
 from bulktag.model.scans import SplitScan, scan_split
 from bulktag.model.splits import SPLITS, ExamplesInfo, read_examples_info
@@ -57,6 +59,7 @@ class TrainOptions:
     target_precision: float = 0.0  # of each label's threshold; 0: its best F1
     checkpoint_dir: str | None = None  # None: no checkpoints, a killed training starts again
     log_dir: str | None = None  # for TensorBoard
+    trial: bool = False  # only to compare with others: no thresholds, no novelty, figures of validation alone
     cache: str = "auto"  # keep the splits in memory: auto (where they fit), always, never
 
     def __post_init__(self):
@@ -96,6 +99,7 @@ class TrainedHead:
     figures: dict[str, dict]  # per split: n, accuracy, cross_entropy, of the finished head
     warnings: list[str]
     warning_counts: dict[str, int]
+    seconds: float  # that it took
     settings: FitOptions  # with the rules applied
     cached: bool  # whether the splits were in memory
 
@@ -138,6 +142,7 @@ def train_head(
     Raises:
       ValueError: options or examples that cannot be trained on, in one line.
     """
+    started = time.monotonic()
     info = read_examples_info(examples_dir)
     # Before anything long: what the options and the width of the bottlenecks already rule out.
     check_head(info.width, len(info.labels), options.architecture, options.hidden, options.dropout)
@@ -146,20 +151,33 @@ def train_head(
     _check_splits(info, scans)
     counts = count_warnings(info, scans)
     settings = resolve(options, scans["train"].num_images)
-    head = _build_head(info, options, scans["train"])
-    logits_model = build_logits_model(head)
-    state = fit_logits_model(
+    strategy = training_strategy()
+    num_replicas = strategy.num_replicas_in_sync
+    batch_size = divisible(settings.batch_size, scans["train"].num_images, num_replicas)
+    settings = dataclasses.replace(settings, batch_size=batch_size)
+    with strategy.scope():
+        head = _build_head(info, options, scans["train"])
+        logits_model = build_logits_model(head)
+        state = fit_logits_model(
+            logits_model,
+            info,
+            scans,
+            settings,
+            weights_L=_label_weights(scans["train"], options),
+            fingerprint=_fingerprint(info, options),
+            on_step=on_step,
+        )
+    tuning = tune(
         logits_model,
         info,
         scans,
-        settings,
-        weights_L=_label_weights(scans["train"], options),
-        fingerprint=_fingerprint(info, options),
-        on_step=on_step,
+        multi_label=options.multi_label,
+        target_precision=options.target_precision,
+        calibration_only=options.trial,
     )
-    tuning = tune(logits_model, info, scans, multi_label=options.multi_label, target_precision=options.target_precision)
     fold_calibration(head, tuning.calibration.slope_L, tuning.calibration.offset_L)
-    figures = {split: _measure(logits_model, info, scans[split], options.multi_label) for split in SPLITS}
+    measured = ("validation",) if options.trial else SPLITS
+    figures = {split: _measure(logits_model, info, scans[split], options.multi_label) for split in measured}
     state.discard()
     return TrainedHead(
         model=head,
@@ -171,6 +189,7 @@ def train_head(
         figures=figures,
         warnings=describe_warnings(info, scans, counts, options.multi_label),
         warning_counts=counts,
+        seconds=time.monotonic() - started,
         settings=settings,
         cached=cached,
     )
@@ -286,5 +305,6 @@ def _measure(logits_model: keras.Model, info: ExamplesInfo, scan: SplitScan, mul
     """Figures of a finished head on one split: {"n", "accuracy", "cross_entropy"}; None where there is no image."""
     if not scan.num_images:
         return {"n": 0, "accuracy": None, "cross_entropy": None}
-    values = logits_model.evaluate(evaluation_batches(info, scan, multi_label), return_dict=True, verbose=0)
+    batches = evaluation_batches(info, scan, multi_label, logits_model.distribute_strategy.num_replicas_in_sync)
+    values = logits_model.evaluate(batches, return_dict=True, verbose=0)
     return {"n": scan.num_images, "accuracy": values["accuracy"], "cross_entropy": values["cross_entropy"]}

@@ -47,7 +47,7 @@ class Tuning:
 
 def tune(
     logits_model: keras.Model, info: ExamplesInfo, scans: dict[str, SplitScan], *, multi_label: bool,
-    target_precision: float,
+    target_precision: float, calibration_only: bool = False,
 ) -> Tuning:  # fmt: skip
     """Fit what is fitted on validation images only.
 
@@ -57,6 +57,7 @@ def tune(
       scans: of "train" and "validation".
       multi_label: the head's scores are independent of each other.
       target_precision: thresholds reach it; 0: they are those of the best F1.
+      calibration_only: of a head that is only to be compared with others.
     """
     num_labels = len(info.labels)
     most = max(1, MAX_LOGITS // num_labels)
@@ -69,6 +70,8 @@ def tune(
     else:
         calibration = fit_temperature(logits_NL, targets)
         scores_NL = softmax(logits_NL.astype(np.float64) * calibration.slope_L, axis=1)
+    if calibration_only:
+        return Tuning(calibration, record_thresholds(scores_NL[:0], targets_NL[:0]), [], None, NoveltyQuality(None, {}))
     record = record_thresholds(scores_NL, targets_NL)
     choose = thresholds_for_precision if target_precision else thresholds_for_f1
     thresholds = choose(record, info.labels, *([target_precision] if target_precision else []))

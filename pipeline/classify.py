@@ -10,6 +10,7 @@ import urllib3
 from bulktag.model.engine import Tagger, choose_engine
 from bulktag.model.engine_settings import EngineSettings
 from bulktag.model.image import DEFAULT_RESIZE, BadImage, ImageLimits, load_image
+from bulktag.model.novelty import NOVEL_FROM
 from bulktag.model.tags import rank_tags
 from bulktag.pipeline.config import IMAGENET, ClassifyConfig
 from bulktag.pipeline.console import print_table, warn
@@ -40,6 +41,7 @@ def run_classify(config: ClassifyConfig) -> dict[str, list[tuple[str, float]]]:
         else:
             bundle = open_bundle(find_bundle(config.model))  # read at once: no copy is needed
         tagger = Tagger(bundle.backbone_graph(), bundle.head_graph(), settings)
+        novelty = bundle.novelty_model()
     limits = ImageLimits(config.max_bytes, config.max_pixels)
     results, num_bad = {}, 0
     for name in config.images:
@@ -50,9 +52,11 @@ def run_classify(config: ClassifyConfig) -> dict[str, list[tuple[str, float]]]:
             num_bad += 1
             warn(f"{name}: {error.error_type}: {error}")
             continue
-        _, scores_BL = tagger.run(image.pixels_HWC[np.newaxis])
+        bottleneck_BD, scores_BL = tagger.run(image.pixels_HWC[np.newaxis])
         results[name] = _best(scores_BL, bundle.labels, config.top_k)
         print_table(("label", "probability"), results[name], title=name)
+        if novelty is not None and (found := float(novelty.score(bottleneck_BD)[0])) > NOVEL_FROM:
+            warn(f"{name}: unlike anything the model was trained on (novelty {found:.1f}; usual is 0, novel above 1)")
     if num_bad:
         raise JobFailed(f"{num_bad} of {len(config.images)} images could not be used")
     return results

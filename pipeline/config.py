@@ -165,8 +165,19 @@ class TrainConfig:
     )
     device: str = option("auto", "what the head is trained on; gpu fails where there is none", choices=DEVICES)
     log_dir: str = option("", "folder for TensorBoard logs", metavar="DIR")
+    sweep: int = option(
+        0, "train so many heads, with other hidden layers, learning rates, dropout and regularisation, and keep the "
+        "best by validation; the first has the settings given here", metavar="TRIALS", within=NOT_NEGATIVE
+    )  # fmt: skip
+    sweep_space: tuple[str, ...] = option(
+        (), "what --sweep tries instead of its own ranges: learning_rate=0.001,0.0003 hidden=512,1024x256",
+        metavar="NAME=VALUE,VALUE"
+    )  # fmt: skip
+    workers: int = option(1, "heads trained at once on this machine, for --sweep", metavar="N", within=POSITIVE)
     remote: bool = option(False, "train on a worker of the runner that Beam's options name, and not on this machine")
-    beam: tuple[str, ...] = option((), "Beam's own options, as on its command line, for --remote", metavar="FLAG")
+    beam: tuple[str, ...] = option(
+        (), "Beam's own options, as on its command line, for --remote and --sweep", metavar="FLAG"
+    )
     checkpoint_dir: str = option(
         "", "folder for checkpoints; default: beside the model; an interrupted training goes on from there",
         metavar="DIR"
@@ -288,6 +299,18 @@ def build_config(kind: type, values: dict[str, Any]) -> Any:
     return config
 
 
+def _check_train(config: TrainConfig) -> None:
+    if config.remote and config.sweep:
+        raise ValueError("expected remote or sweep, got both: a sweep's heads are trained on workers, the best here")
+    if config.remote and not config.beam:
+        raise ValueError("expected remote and a runner's options together, got remote alone")
+    if config.beam and not (config.remote or config.sweep):
+        raise ValueError(f"expected remote or sweep and a runner's options together, got {config.beam[0]}")
+    if not config.sweep and (config.sweep_space or config.workers > 1):
+        given = "sweep_space" if config.sweep_space else "workers"
+        raise ValueError(f"expected {given} only with sweep, got {given} alone")
+
+
 def check_config(config: Any) -> None:
     """What one field alone does not show.
 
@@ -298,9 +321,8 @@ def check_config(config: Any) -> None:
         value = getattr(config, field.name)
         if field.metadata["required"] and (not value or (isinstance(value, tuple) and "" in value)):
             raise ValueError(f"expected {field.name}, got none")
-    if isinstance(config, TrainConfig) and bool(config.beam) != config.remote:
-        given = f"got {config.beam[0]}" if config.beam else "got remote alone"
-        raise ValueError(f"expected remote and a runner's options together, {given}")
+    if isinstance(config, TrainConfig):
+        _check_train(config)
     if isinstance(config, TagConfig | ClassifyConfig | PlanConfig) and config.model != IMAGENET:
         for field in dataclasses.fields(_Network):
             if getattr(config, field.name) != field.default:

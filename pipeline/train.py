@@ -23,9 +23,11 @@ from bulktag.pipeline.workspace import try_lock
 from bulktag.transforms import files
 from bulktag.transforms.sources import EXAMPLES_FILE
 
+TRIALS_FILE = "trials.csv"
 # bundle.json last: a reader that comes too early finds none, or one whose digests do not fit.
 ENTRIES = (
-    "saved_model", "graphs", "backbone", "head.keras", "labels.txt", "thresholds.npz", "novelty.npz", BUNDLE_FILE,
+    "saved_model", "graphs", "backbone", "head.keras", "labels.txt", "thresholds.npz", "novelty.npz", TRIALS_FILE,
+    BUNDLE_FILE,
 )  # fmt: skip
 CHECKPOINTS = ".checkpoints"
 
@@ -76,6 +78,11 @@ def train_here(config: TrainConfig, run_id: str, watch: Callable[[Progress], Non
     record = outcome.RunRecord("train", run_id, config)
     record.note(device=choose_training_device(config.device))
     say(f"device: {record.facts['device']}")
+    table = ""
+    if config.sweep:
+        from bulktag.pipeline.sweep import run_sweep  # which few trainings need
+
+        config, table = run_sweep(config, _train_options(config, ""), record)
     local_examples = files.fetch_folder(examples)
     info = read_examples_info(local_examples)
     if not info.labels:
@@ -90,6 +97,8 @@ def train_here(config: TrainConfig, run_id: str, watch: Callable[[Progress], Non
         _check_accuracy(config, trained)
         with working("writing the model"):
             files.write_folder(lambda folder: _save(folder, config, record, backbone, trained, info), made.final)
+            if table:
+                files.write_bytes(files.join(made.final, TRIALS_FILE), table.encode())
         run = record.to_json("succeeded")
         publish.publish(made, ENTRIES, run)
     print_model(run, len(trained.labels), output)

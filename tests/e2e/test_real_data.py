@@ -57,6 +57,7 @@ def test_flowers_head_is_within_a_point_of_logistic_regression(shared_data, tmp_
     assert np.mean(ours) >= np.mean(reference) - 0.01
 
 
+@pytest.mark.slow
 def test_imagenet_model_names_the_panda(shared_data, tmp_path):
     network = {"model": "imagenet", "backbone": "mobilenet_v2", "weights": str(shared_data / MOBILENET)}
     panda = str(shared_data / "known" / "cropped_panda.jpg")

@@ -257,6 +257,7 @@ def photos(shared_data, size_px, count=20):
     return np.stack([np.asarray(Image.open(file).convert("RGB").resize((size_px, size_px))) for file in files])
 
 
+@pytest.mark.slow
 def test_real_mobilenet_agrees_with_plain_keras_on_photos(shared_data):
     path = str(shared_data / "weights" / "mobilenet_v2_imagenet.weights.h5")
     pixels_BHWC = photos(shared_data, 224)

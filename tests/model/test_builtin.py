@@ -102,6 +102,7 @@ def test_demo_classes_and_digits_are_not_among_the_training_classes(monkeypatch)
     assert not set(letters) & set("OotXxΔΟοО")
 
 
+@pytest.mark.slow
 def test_builtin_features_tell_the_demo_classes_apart_after_60_pictures_each(network, tmp_path):
     paths = draw_demo_images(tmp_path, per_class=160, seed=20_260)
     classes_B = np.array([path.parent.name for path in paths])

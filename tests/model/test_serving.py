@@ -237,6 +237,7 @@ def test_batch_has_a_static_shape_and_may_be_empty():
     assert function(tf.zeros((0,), tf.string)).shape == (0, SIZE, SIZE, 3)
 
 
+@pytest.mark.slow
 def test_saved_model_needs_nothing_of_this_project(tmp_path):
     module = tf.Module()
     module.load = graph("crop")

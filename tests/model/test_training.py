@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -345,3 +347,36 @@ def test_default_head_is_as_good_as_logistic_regression_on_real_inception_bottle
     folder = write_examples(tmp_path, x_ND, ids_N, splits, ["daisy", "dandelion", "roses", "sunflowers", "tulips"])
     accuracies = [train_head(folder, TrainOptions(seed=seed)).figures["test"]["accuracy"] for seed in range(3)]
     assert np.mean(accuracies) >= reference_accuracy(x_ND, ids_N, splits), accuracies
+
+
+_TWO_DEVICES = """
+import sys
+
+sys.path.insert(0, {tests!r})
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from bulktag.model import training
+
+options = training.TrainOptions(hidden=(16,), epochs=4, batch_size=32, dropout=0.0, checkpoint_dir={checkpoints!r})
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+training.training_strategy = lambda: strategy
+print(strategy.num_replicas_in_sync, training.train_head({folder!r}, options).figures["test"]["cross_entropy"])
+"""
+
+
+@pytest.mark.slow
+def test_training_shared_out_over_two_devices_gives_the_same_head(tmp_path):
+    """Two processors of one machine stand in for GPUs."""
+    x_ND, ids_N = draw_clusters(320, 8, 3)
+    folder = write_examples(tmp_path / "ex", x_ND, ids_N, split_names(320), ["a", "b", "c"])
+    script = _TWO_DEVICES.format(
+        tests=str(pathlib.Path(__file__).parent), folder=folder, checkpoints=str(tmp_path / "checkpoints")
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    devices, cross_entropy = done.stdout.split()
+    options = TrainOptions(hidden=(16,), epochs=4, batch_size=32, dropout=0.0)
+    alone = train_head(folder, options).figures["test"]["cross_entropy"]
+    assert devices == "2" and float(cross_entropy) == pytest.approx(alone, rel=0.02)

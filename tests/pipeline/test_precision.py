@@ -13,6 +13,7 @@ def tag(demo_images, bundle_dir, tmp_path, **options):
     return run_tag(TagConfig(input=(str(demo_images),), model=str(bundle_dir), output=str(output), **options))
 
 
+@pytest.mark.slow
 def test_int8_is_compared_with_fp32_on_the_jobs_own_images_first(
     demo_images, bundle_dir, tmp_path, capsys, monkeypatch
 ):

@@ -9,6 +9,7 @@ from bulktag.pipeline.train import run_train
 BEAM = ("--runner=FnApiRunner",)
 
 
+@pytest.mark.slow
 def test_a_worker_trains_what_this_machine_would(examples_dir, bundle_dir, tmp_path, capsys):
     run = run_train(TrainConfig(examples=str(examples_dir), model=str(tmp_path / "model"), remote=True, beam=BEAM))
     here = run_train(TrainConfig(examples=str(examples_dir), model=str(tmp_path / "here")))
@@ -27,5 +28,5 @@ def test_what_is_wrong_there_is_told_as_if_it_were_wrong_here(examples_dir, tmp_
 
 @pytest.mark.parametrize("values", [{"remote": True}, {"beam": ["--runner=FnApiRunner"]}])
 def test_a_runner_and_remote_belong_together(values):
-    with pytest.raises(ValueError, match="expected remote and a runner's options together"):
+    with pytest.raises(ValueError, match=r"expected remote (or sweep )?and a runner's options together"):
         build_config(TrainConfig, {"examples": "x", "model": "y", **values})

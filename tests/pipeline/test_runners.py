@@ -174,6 +174,7 @@ def test_other_processes_of_the_launcher_are_left_alone():
     other.wait()
 
 
+@pytest.mark.slow
 def test_a_worker_process_ends_with_its_launcher():
     working = (
         "import sys, time; from apache_beam.runners.worker import sdk_worker_main\n"
