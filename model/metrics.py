@@ -13,7 +13,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.exceptions import UndefinedMetricWarning
 
 from bulktag.model.intervals import bootstrap_multi_label, bootstrap_single_label
-from bulktag.model.reliability import Reliability, calibration_error, label_calibration_error, measure_reliability
+from bulktag.model.reliability import Reliability, label_calibration_error, measure_reliability
 
 MAX_CONFUSED_PAIRS = 50
 # The smallest score that counts in a cross-entropy: the smallest normal float32.
@@ -57,7 +57,9 @@ class Evaluation:
     macro_precision: float
     macro_recall: float
     macro_f1: float
-    micro_f1: float  # with one label an image the same as accuracy, micro precision and micro recall
+    micro_precision: float  # with one label an image, these three and accuracy are the same
+    micro_recall: float
+    micro_f1: float
     mean_average_precision: float
     mean_auc: float | None
     tagged_share: float  # images with a label at or above its threshold
@@ -148,7 +150,7 @@ def evaluate_scores(
         calibration_error=after.error,
         calibration_error_before=before.error,
         **_macro(per_label),
-        micro_f1=float((rank_N == 0).mean()),
+        **dict.fromkeys(("micro_precision", "micro_recall", "micro_f1"), float((rank_N == 0).mean())),
         **_ranking(per_label),
         **_tags(scores_NL >= thresholds_L, targets_NL),
         intervals=bootstrap_single_label(
@@ -299,15 +301,3 @@ def _rank_figures(targets_N: np.ndarray, score_N: np.ndarray) -> tuple[float | N
         warnings.simplefilter("ignore", UndefinedMetricWarning)
         average_precision = float(sklearn_metrics.average_precision_score(targets_N, score_N))
     return average_precision, None if targets_N.all() else float(sklearn_metrics.roc_auc_score(targets_N, score_N))
-
-
-__all__ = [
-    "ConfusedPair",
-    "Evaluation",
-    "LabelFigures",
-    "MultiLabelEvaluation",
-    "calibration_error",
-    "evaluate_multi_label",
-    "evaluate_scores",
-    "most_confused",
-]

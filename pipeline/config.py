@@ -9,6 +9,7 @@ from typing import Any
 from bulktag.model.engine_settings import DEVICES, ENGINES, PRECISIONS, EngineSettings
 from bulktag.model.hardware import num_cores
 from bulktag.model.image import DEFAULT_RESIZE, RESIZE_MODES, ImageLimits
+from bulktag.model.sweep_space import parse_space
 from bulktag.pipeline.options import NOT_NEGATIVE, POSITIVE, SHARE, convert_value, option
 
 IMAGENET = "imagenet"
@@ -306,6 +307,7 @@ def _check_train(config: TrainConfig) -> None:
         raise ValueError("expected remote and a runner's options together, got remote alone")
     if config.beam and not (config.remote or config.sweep):
         raise ValueError(f"expected remote or sweep and a runner's options together, got {config.beam[0]}")
+    parse_space(config.sweep_space)
     if not config.sweep and (config.sweep_space or config.workers > 1):
         given = "sweep_space" if config.sweep_space else "workers"
         raise ValueError(f"expected {given} only with sweep, got {given} alone")

@@ -73,7 +73,7 @@ def _describe_stage(job: str, config: Any, made: dict[str, str]) -> list[str]:
         dataflow.check_job(config, choice.options)
         dataflow.prepare(choice.options, f"bulktag-{job}-run-id")
     if job == "train":
-        return [*_describe_runner(choice), "steps: Config, Train"]
+        return [*_describe_runner(choice), f"steps: {'Trials, Spread' if config.sweep else 'Config'}, Train"]
     sources = tuple(_guess_source(text, made) for text in config.input)
     return [*_describe_runner(choice), _describe_graph(_build(config, sources, choice))]
 

@@ -16,10 +16,10 @@ from bulktag.model.sweep import (
     TrialResult,
     describe_settings,
     draw_trials,
-    parse_space,
     rank_trials,
     run_trial,
 )
+from bulktag.model.sweep_space import parse_space
 from bulktag.model.training import TrainOptions
 from bulktag.pipeline import publish
 from bulktag.pipeline.config import TrainConfig

@@ -276,3 +276,16 @@ def test_a_training_that_is_not_good_enough_fails_in_one_line(whole_cluster, exa
     err = capfd.readouterr().err
     assert "is below --min-accuracy 1; nothing was published" in err and "Traceback" not in err
     assert not (tmp_path / "model").exists()
+
+
+def test_a_sweep_trains_its_heads_on_workers(whole_cluster, examples_dir, tmp_path, capfd):
+    before = set(jobs(whole_cluster))
+    arguments = ["train", "--sweep", "4", "--sweep-space", "dropout=0,0.2,0.4,0.6", "hidden=16", "--epochs", "3",
+                 "--examples", str(examples_dir), "--model", str(tmp_path / "model")]  # fmt: skip
+    assert run_command([*arguments, *flags(whole_cluster)]) == 0, capfd.readouterr().err
+    assert len(set(jobs(whole_cluster)) - before) == 1
+    run = json.loads((tmp_path / "model/run.json").read_text())
+    assert sorted(trial["number"] for trial in run["trials"]) == [1, 2, 3, 4]
+    assert not any(trial["error"] for trial in run["trials"])
+    losses = [trial["validation_cross_entropy"] for trial in run["trials"]]
+    assert run["figures"]["validation"]["cross_entropy"] == pytest.approx(min(losses), rel=1e-3)

@@ -13,7 +13,7 @@ from bulktag.model.calibration import (
     fit_sigmoids,
     fit_temperature,
 )
-from bulktag.model.metrics import calibration_error
+from bulktag.model.reliability import calibration_error
 
 
 def draw_logits(temperature, num=3000, num_labels=4, seed=0):

@@ -10,8 +10,9 @@ from scipy.special import softmax
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score, top_k_accuracy_score
 
 from bulktag.model.evaluation_files import predictions, write_evaluation
-from bulktag.model.metrics import calibration_error, evaluate_multi_label, evaluate_scores
+from bulktag.model.metrics import evaluate_multi_label, evaluate_scores
 from bulktag.model.plots import draw_confusion
+from bulktag.model.reliability import calibration_error
 from bulktag.model.samples import pick_samples, worst_first
 
 

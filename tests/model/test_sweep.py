@@ -3,7 +3,8 @@
 import pytest
 from example_shards import draw_clusters, split_names, write_examples
 
-from bulktag.model.sweep import DEFAULT_SPACE, Trial, draw_trials, parse_space, rank_trials, run_trial
+from bulktag.model.sweep import DEFAULT_SPACE, Trial, draw_trials, rank_trials, run_trial
+from bulktag.model.sweep_space import parse_space
 from bulktag.model.training import LEARNING_RATES, TrainOptions
 
 BASE = TrainOptions(hidden=(16,), epochs=3)

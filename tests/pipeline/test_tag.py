@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from bulktag.model.bundle import load_bundle
-from bulktag.pipeline.config import ExtractConfig, TagConfig, TrainConfig
+from bulktag.pipeline.classify import run_classify
+from bulktag.pipeline.config import ClassifyConfig, ExtractConfig, TagConfig, TrainConfig
 from bulktag.pipeline.extract import run_extract
 from bulktag.pipeline.failures import JobFailed
 from bulktag.pipeline.tag import run_tag
@@ -217,7 +218,7 @@ def test_a_score_or_a_precision_that_the_user_wants_replaces_them(scenes, tmp_pa
         tag(scenes / "examples", scenes / "model", tmp_path / "no", target_precision=1.0)
 
 
-def test_images_unlike_those_of_the_training_are_flagged(demo_images, tmp_path):
+def test_images_unlike_those_of_the_training_are_flagged(demo_images, tmp_path, capsys):
     source, examples, model = (str(demo_images),), str(tmp_path / "ex"), tmp_path / "model"
     run_extract(ExtractConfig(input=source, output=examples, backbone="builtin", split=(0.5, 0.5, 0.0)))
     run_train(TrainConfig(examples=examples, model=str(model), epochs=2))
@@ -231,6 +232,8 @@ def test_images_unlike_those_of_the_training_are_flagged(demo_images, tmp_path):
     strange = tag(tmp_path / "noise", model, tmp_path / "strange", novelty=True, layout="long", min_score=0.0)
     assert strange["novel"] == 20 and len(rows(tmp_path / "strange")) == 80
     assert all(row["novelty"] > 1 for row in rows(tmp_path / "strange"))
+    run_classify(ClassifyConfig(images=(str(tmp_path / "noise" / "0.png"),), model=str(model)))
+    assert "0.png: unlike anything the model was trained on (novelty" in capsys.readouterr().err
 
 
 def test_novelty_is_refused_where_the_model_does_not_know(demo_images, bundle_dir, tmp_path):

@@ -67,6 +67,7 @@ def test_heads_that_cannot_be_trained_are_named_and_none_is_a_failure(examples_d
     [
         ({"workers": 2}, "expected workers only with sweep"),
         ({"sweep_space": ["dropout=0"]}, "expected sweep_space only with sweep"),
+        ({"sweep": 2, "sweep_space": ["drop=0.1"]}, "expected NAME=VALUE,VALUE with a name of"),
         ({"sweep": 2, "remote": True, "beam": ["--runner=FlinkRunner"]}, "expected remote or sweep, got both"),
         ({"beam": ["--runner=FlinkRunner"]}, "expected remote or sweep and a runner's options together"),
     ],
@@ -74,9 +75,3 @@ def test_heads_that_cannot_be_trained_are_named_and_none_is_a_failure(examples_d
 def test_options_that_do_not_go_together_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         build_config(TrainConfig, {"examples": "ex", "model": "m", **values})
-
-
-def test_a_wrong_space_is_heard_before_anything_is_done(examples_dir, tmp_path):
-    with pytest.raises(ValueError, match="expected NAME=VALUE,VALUE with a name of"):
-        sweep(examples_dir, tmp_path / "m", sweep=2, sweep_space=("drop=0.1",))
-    assert not (tmp_path / "m").exists()
