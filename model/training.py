@@ -14,7 +14,8 @@ import keras
 import numpy as np
 import psutil
 
-from bulktag.model.fitting import FitOptions, Progress, divisible, evaluation_batches, fit_logits_model
+from bulktag.model.feed import divisible, evaluation_batches
+from bulktag.model.fitting import FitOptions, Progress, fit_logits_model
 from bulktag.model.hardware import training_strategy
 from bulktag.model.head import ARCHITECTURES, build_head, build_logits_model, check_head, fold_calibration
 from bulktag.model.scans import SplitScan, scan_split
@@ -33,7 +34,7 @@ MIN_IMAGES_PER_LABEL = 20
 CACHE_MODES = ("auto", "always", "never")
 CLASS_WEIGHTS = ("auto", "none", "balanced")
 # Splits kept in memory take at most this share of what is free, all of them together. What a split that is not kept
-# needs: `fitting.SHUFFLE_BYTES`, the blocks being read (`splits.SHARDS_IN_TURN`) and 17 bytes an image.
+# needs: `feed.SHUFFLE_BYTES`, the blocks being read (`splits.SHARDS_IN_TURN`) and 17 bytes an image.
 CACHE_MEMORY_SHARE = 0.5
 # With several labels an image, the images that have a rare one count more, by the root of how rare it is and at most so
 # much: with the full ratio, label noise of rare labels would decide the training.

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from bulktag.model.calibration import Calibration, fit_sigmoids, fit_temperature
-from bulktag.model.fitting import evaluation_batches
+from bulktag.model.feed import evaluation_batches
 from bulktag.model.novelty import MAX_FIT_IMAGES, NoveltyModel, NoveltyQuality, fit_novelty, measure_novelty
 from bulktag.model.scans import SplitScan
 from bulktag.model.splits import ExamplesInfo

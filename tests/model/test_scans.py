@@ -1,4 +1,4 @@
-"""model/scans.py and the feeds of model/fitting.py: what a pass finds, and in which order training sees it."""
+"""model/scans.py and model/feed.py: what a pass finds, and in which order training sees it."""
 
 import dataclasses
 import itertools
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from example_shards import draw_clusters, write_examples
 
-from bulktag.model import fitting, splits
-from bulktag.model.fitting import evaluation_batches, training_batches
+from bulktag.model import feed, splits
+from bulktag.model.feed import evaluation_batches, training_batches
 from bulktag.model.scans import scan_split
 from bulktag.model.splits import read_examples_info
 from bulktag.model.training import TrainOptions, resolve
@@ -19,11 +19,11 @@ NUM, WIDTH = 230, 4
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks and a shuffle buffer that are smaller than a shard and than the split, as in large data sets."""
-    for module in (splits, fitting):
+    for module in (splits, feed):
         monkeypatch.setattr(module, "READ_BLOCK", 4)
     monkeypatch.setattr(splits, "SHARDS_IN_TURN", 3)
-    monkeypatch.setattr(fitting, "SHUFFLE_BYTES", 1)
-    monkeypatch.setattr(fitting, "MIN_SHUFFLE_RECORDS", 20)
+    monkeypatch.setattr(feed, "SHUFFLE_BYTES", 1)
+    monkeypatch.setattr(feed, "MIN_SHUFFLE_RECORDS", 20)
 
 
 @pytest.fixture(params=[False, True], ids=["all usable", "some unusable"])
@@ -47,8 +47,8 @@ def _numbers(batches):
 
 def _training_numbers(info, scan, *, first_epoch=0, epochs=3, seed=0):
     options = resolve(TrainOptions(batch_size=16, epochs=epochs, seed=seed), scan.num_images)
-    feed = training_batches(info, scan, options, first_epoch=first_epoch, weights_L=np.array([1.0, 2.0, 3.0]))
-    batches = list(feed)
+    fed = training_batches(info, scan, options, first_epoch=first_epoch, weights_L=np.array([1.0, 2.0, 3.0]))
+    batches = list(fed)
     for bottleneck_BD, target_B, weight_B in batches:
         np.testing.assert_array_equal(target_B, bottleneck_BD[:, 0] % 3)
         np.testing.assert_array_equal(weight_B, 1 + bottleneck_BD[:, 0] % 3)

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bulktag.model import fitting, training
+from bulktag.model import feed, fitting, training
 from bulktag.model.calibration import MIN_IMAGES, MIN_TEMPERATURE, fit_temperature
 from bulktag.model.checkpoints import MIN_IMPROVEMENT
 from bulktag.model.head import build_logits_model
@@ -85,8 +85,8 @@ def test_same_seed_gives_the_same_head_and_another_seed_another(clusters, quick_
 
 def test_streamed_split_gives_the_same_head_as_one_in_memory(clusters, monkeypatch):
     # A shuffle buffer smaller than the split, as a split too large for memory has.
-    monkeypatch.setattr(fitting, "SHUFFLE_BYTES", 50 * 24 * 4)
-    monkeypatch.setattr(fitting, "MIN_SHUFFLE_RECORDS", 50)
+    monkeypatch.setattr(feed, "SHUFFLE_BYTES", 50 * 24 * 4)
+    monkeypatch.setattr(feed, "MIN_SHUFFLE_RECORDS", 50)
     in_memory = train_head(clusters, TrainOptions(**QUICK, cache="always"))
     streamed = train_head(clusters, TrainOptions(**QUICK, cache="never"))
     assert (in_memory.cached, streamed.cached) == (True, False)
@@ -97,8 +97,8 @@ def test_every_epoch_shows_every_image_once_in_another_order(clusters):
     info = read_examples_info(clusters)
     scan = scan_split(info, "train", multi_label=False, keep=True)
     options = resolve(TrainOptions(**QUICK | {"epochs": 2}), scan.num_images)
-    feed = fitting.training_batches(info, scan, options, first_epoch=0, weights_L=None)
-    batches = [batch[0].numpy() for batch in feed]
+    batches_of = feed.training_batches(info, scan, options, first_epoch=0, weights_L=None)
+    batches = [batch[0].numpy() for batch in batches_of]
     half = len(batches) // 2
     first_ND, second_ND = np.concatenate(batches[:half]), np.concatenate(batches[half:])
     assert len(first_ND) == len(second_ND) == 188
