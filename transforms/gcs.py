@@ -225,21 +225,17 @@ def stat(uri: str) -> StoredObject:
 
 def delete(uris: Iterable[str]) -> None:
     """Remove objects; one that is not there is fine."""
-    _for_each(_delete_one, uris)
+    _for_each(delete_generation, uris)
 
 
-def _delete_one(uri: str, if_generation: int | None = None) -> None:
-    with contextlib.suppress(FileNotFoundError), as_os_errors(uri):
-        get_blob(uri).delete(retry=retry(), if_generation_match=if_generation)
-
-
-def delete_generation(uri: str, generation: int) -> None:
-    """Remove an object if it is still the one that was seen.
+def delete_generation(uri: str, generation: int | None = None) -> None:
+    """Remove an object, if there is one; with a generation, only if it is still the one that was seen.
 
     Raises:
       FileExistsError: another one has taken its place.
     """
-    _delete_one(uri, generation)
+    with contextlib.suppress(FileNotFoundError), as_os_errors(uri):
+        get_blob(uri).delete(retry=retry(), if_generation_match=generation)
 
 
 def move(pairs: Iterable[tuple[str, str]]) -> None:
@@ -255,7 +251,7 @@ def _move_one(pair: tuple[str, str]) -> None:
         token, *_ = new.rewrite(old, retry=retry())
         while token is not None:
             token, *_ = new.rewrite(old, token=token, retry=retry())
-    _delete_one(source)
+    delete_generation(source)
 
 
 def _for_each(work: Callable[[_T], None], items: Iterable[_T]) -> None:

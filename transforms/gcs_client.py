@@ -147,7 +147,7 @@ def as_os_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (
-        api_exceptions.GoogleAPIError, auth_exceptions.GoogleAuthError, requests.RequestException, BrokenBody,
+        api_exceptions.GoogleAPIError, auth_exceptions.GoogleAuthError, requests.RequestException,
         storage.exceptions.DataCorruption, storage.exceptions.InvalidResponse,
     ) as error:  # fmt: skip
         raise _os_error(error, uri) from error

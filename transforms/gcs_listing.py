@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from apache_beam.io.filesystem import FileSystem
+from google.api_core.page_iterator import HTTPIterator
 from google.cloud import storage
 
 from bulktag.transforms.gcs_client import SCHEME, as_os_errors, get_client, retry, split_uri
@@ -33,25 +34,27 @@ def list_objects(
     Raises:
       OSError: the store refused or failed.
     """
-    bucket, name = split_uri(prefix)
+    bucket, _ = split_uri(prefix)
+    most = {"max_results": limit, "page_size": min(limit or PAGE_OBJECTS, PAGE_OBJECTS)}
     with as_os_errors(prefix):
-        found = get_client().list_blobs(
-            bucket, prefix=name or None, start_offset=start or None, end_offset=end or None,
-            delimiter="/" if children else None, max_results=limit, page_size=min(limit or PAGE_OBJECTS, PAGE_OBJECTS),
-            fields=_FIELDS, retry=retry(),
-        )  # fmt: skip
-        for blob in found:
+        for blob in _list(prefix, _FIELDS, start, end, delimiter="/" if children else None, **most):
             yield describe_blob(bucket, blob)
+
+
+def _list(prefix: str, fields: str, start: str = "", end: str = "", **options) -> HTTPIterator:
+    """Blobs in pages, as the client gives them; nothing is asked before the first one is."""
+    bucket, name = split_uri(prefix)
+    return get_client().list_blobs(
+        bucket, prefix=name or None, start_offset=start or None, end_offset=end or None, fields=fields, retry=retry(),
+        **{"page_size": PAGE_OBJECTS, **options},
+    )  # fmt: skip
 
 
 def has_folders(prefix: str) -> bool:
     """Whether a name that begins with a prefix, which ends in "/", has another "/" behind it."""
-    bucket, name = split_uri(prefix)
+    _, name = split_uri(prefix)
     with as_os_errors(prefix):
-        found = get_client().list_blobs(
-            bucket, prefix=name or None, delimiter="/", page_size=PAGE_OBJECTS, fields="prefixes,nextPageToken",
-            retry=retry(),
-        )  # fmt: skip
+        found = _list(prefix, "prefixes,nextPageToken", delimiter="/")
         return any(not folder[len(name) :].startswith(".") for _ in found.pages for folder in found.prefixes)
 
 
@@ -159,14 +162,10 @@ def _after(text: str) -> str:
 
 def _probe(prefix: str, start: str, end: str) -> tuple[str, bool]:
     """The first name of a range, "" for none, and whether there are more than one page."""
-    bucket, name = split_uri(prefix)
     if start and end and start >= end:
         return "", False
     with as_os_errors(prefix):
-        found = get_client().list_blobs(
-            bucket, prefix=name or None, start_offset=start or None, end_offset=end or None, page_size=PAGE_OBJECTS,
-            fields="items(name),nextPageToken", retry=retry(),
-        )  # fmt: skip
+        found = _list(prefix, "items(name),nextPageToken", start, end)
         page = next(found.pages, None)
         first = next(iter(page), None) if page is not None else None
         return (first.name, found.next_page_token is not None) if first is not None else ("", False)
