@@ -18,6 +18,8 @@ NUM_DRAWS = 500
 LEVEL = 0.95
 # Average precision sorts anew for each label and draw: so many scores in all are looked at, 10 seconds' worth.
 MAX_SORTED_SCORES = 60_000_000
+# Images drawn in all, where there are so many that fewer draws do.
+MAX_DRAWN = 50_000_000
 MIN_DRAWS = 20
 SEED = 0
 
@@ -99,6 +101,7 @@ def _macro_f1(found_L: np.ndarray, given_L: np.ndarray, supported_L: np.ndarray)
 
 def _draw(num_images: int, num_draws: int, measure: Callable[[np.ndarray], dict[str, float]]) -> Intervals:
     generator = np.random.default_rng(SEED)
+    num_draws = int(np.clip(MAX_DRAWN // num_images, MIN_DRAWS, num_draws))
     rows = [
         measure(np.bincount(generator.integers(0, num_images, num_images), minlength=num_images).astype(np.float32))
         for _ in range(num_draws)

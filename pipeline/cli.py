@@ -48,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from bulktag.pipeline.config import JOBS, ClassifyConfig, PlanConfig
+    from bulktag.pipeline.config import VERBS
 
     parser = _Parser(
         prog="bulktag", description="Tag buckets of images: bottlenecks, a trained head, Parquet of labels and scores.",
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"bulktag {bulktag.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
-    for name, kind in {**JOBS, "plan": PlanConfig, "classify": ClassifyConfig}.items():
+    for name, kind in VERBS.items():
         add_config_verb(verbs, name, kind)
     run = _add_verb(verbs, "run", "Do the stages of one YAML file, in order.",
                     "Example: bulktag run run_configs/local.yaml --set tag.top_k=3")  # fmt: skip
@@ -201,9 +201,9 @@ def _require_tensorflow() -> None:
 
 def _run_job(parsed: argparse.Namespace, rest: list[str]) -> int:
     """extract, train, evaluate, tag, classify: flags -> configuration -> job."""
-    from bulktag.pipeline.config import JOBS, ClassifyConfig, PlanConfig, build_config
+    from bulktag.pipeline.config import VERBS, PlanConfig, build_config
 
-    kind = {**JOBS, "plan": PlanConfig, "classify": ClassifyConfig}[parsed.verb]
+    kind = VERBS[parsed.verb]
     values = {name: value for name, value in vars(parsed).items() if name != "verb"}
     names = {field.name for field in dataclasses.fields(kind)} - ({"beam"} if kind is PlanConfig else set())
     if rest and ("beam" not in names or not rest[0].startswith("-")):

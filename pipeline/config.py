@@ -283,6 +283,8 @@ JOBS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "tag": TagConfig,
 }
+# What can be a stage of a run file, and what is a command only.
+VERBS: dict[str, type] = {**JOBS, "plan": PlanConfig, "classify": ClassifyConfig}
 
 
 def build_config(kind: type, values: dict[str, Any]) -> Any:

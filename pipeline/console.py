@@ -53,7 +53,7 @@ class ProgressDisplay:
         if done and self._first_done is None:
             self._first_done = (now, done)
         rate = self._rate(now, done)
-        note = f"{rate:.0f} {self._unit}/s" if rate else "starting"
+        note = f"{rate:{'.0f' if rate >= 3 else '.2f'}} {self._unit}/s" if rate else "starting"
         if totals["errors"]:
             note += f", {totals['errors']} errors"
         if self._live:

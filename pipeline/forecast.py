@@ -5,8 +5,6 @@ import math
 
 from bulktag.transforms.parquet import MAX_FILE_BYTES
 
-STAGES = ("listing", "reads", "decode", "engine", "write")
-
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
@@ -47,7 +45,7 @@ class Forecast:
       workers: machines, or processes of this one.
       seconds: of the whole job.
       images_per_s: over the whole job.
-      bottleneck: the stage that more of would help most: one of STAGES, or "start".
+      bottleneck: what more of would help most: "listing", "reads", "decode", "engine", "write" or "start".
       engine_busy: share of the job's time that the engines compute, 0 to 1.
       files, num_bytes: of the tables.
       cost: in the currency of the price; None without a price.
