@@ -55,6 +55,7 @@ def test_all_ways_to_score_an_image_agree(demo_images, bundle_dir, tmp_path, pre
         np.testing.assert_allclose(from_bottlenecks[uri], from_images[uri], atol=1e-6)  # the head never changes
 
 
+@pytest.mark.slow
 def test_a_plain_tensorflow_program_serves_the_bundle(demo_images, bundle_dir, tmp_path):
     images = sorted(map(str, demo_images.glob("*/*.jpg")))[:4]
     program = pathlib.Path(__file__).parent / "e2e" / "serve_bundle.py"

@@ -19,6 +19,7 @@ def pictures(demo_images):
     return np.stack([load_image(path.read_bytes(), 96, "crop", ImageLimits()).pixels_HWC for path in paths])
 
 
+@pytest.mark.slow
 def test_a_quantised_network_is_near_to_the_network_and_not_the_same(network, pictures, tmp_path):
     path = quantise(network, pictures[:100], str(tmp_path))
     agreement = measure_agreement(network, None, path, pictures[100:], 16)

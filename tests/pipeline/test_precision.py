@@ -26,6 +26,7 @@ def test_int8_is_compared_with_fp32_on_the_jobs_own_images_first(
     assert "int8 beside fp32: bottleneck cosine at least 0." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_int8_that_does_not_agree_is_not_used_and_the_job_goes_on(
     demo_images, bundle_dir, tmp_path, capsys, monkeypatch
 ):

@@ -218,6 +218,7 @@ def test_a_score_or_a_precision_that_the_user_wants_replaces_them(scenes, tmp_pa
         tag(scenes / "examples", scenes / "model", tmp_path / "no", target_precision=1.0)
 
 
+@pytest.mark.slow
 def test_images_unlike_those_of_the_training_are_flagged(demo_images, tmp_path, capsys):
     source, examples, model = (str(demo_images),), str(tmp_path / "ex"), tmp_path / "model"
     run_extract(ExtractConfig(input=source, output=examples, backbone="builtin", split=(0.5, 0.5, 0.0)))
