@@ -84,7 +84,7 @@ def render_report(evaluation: Evaluation | MultiLabelEvaluation, context: Report
         scores=_as_uri(context.scores_svg, "image/svg+xml"),
         pairs=evaluation.most_confused[:MAX_PAIRS_SHOWN],
         per_label=sorted(evaluation.per_label, key=lambda row: (row.support == 0, row.f1)),
-        off=[row.label for row in evaluation.per_label if row.threshold is None],
+        off=_switched_off(evaluation),
         max_problems=MAX_PROBLEMS_SHOWN,
     )
 
@@ -99,6 +99,10 @@ def write_report(
 def _as_uri(content: bytes | str, kind: str) -> str:
     data = content.encode() if isinstance(content, str) else content
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}" if data else ""
+
+
+def _switched_off(evaluation: Evaluation | MultiLabelEvaluation) -> list[str]:
+    return [row.label for row in evaluation.per_label if row.threshold is None]
 
 
 def _summarise(evaluation: Evaluation | MultiLabelEvaluation) -> list[str]:
@@ -118,7 +122,7 @@ def _summarise(evaluation: Evaluation | MultiLabelEvaluation) -> list[str]:
     if evaluation.most_confused:
         pair = evaluation.most_confused[0]
         sentences.append(f"Most often confused: {pair.actual} taken for {pair.predicted} ({pair.count}).")
-    off = [row.label for row in evaluation.per_label if row.threshold is None]
+    off = _switched_off(evaluation)
     if off:
         verb = "label is" if len(off) == 1 else "labels are"
         sentences.append(f"{len(off)} {verb} switched off: {', '.join(off[:5])}{', ...' if len(off) > 5 else ''}.")

@@ -38,13 +38,14 @@ def worst_first(scores_NL: np.ndarray, targets_NL: np.ndarray, thresholds_L: np.
     return rows[np.argsort(-sureness_N[rows], kind="stable")]
 
 
-def pick_samples(scores_NL: np.ndarray, targets_NL: np.ndarray, thresholds_L: np.ndarray | None, num: int) -> Samples:
-    """Pick at most `num` images of each kind; see `worst_first`.
+def pick_samples(
+    scores_NL: np.ndarray, targets_NL: np.ndarray, thresholds_L: np.ndarray | None, wrong: np.ndarray, num: int
+) -> Samples:
+    """Pick at most `num` images of each kind; `wrong` is what `worst_first` says of the others.
 
     Wrong ones are spread over what they were taken for, right ones over the labels. Doubtful is where the two best
     labels are closest, or a label is closest to its threshold.
     """
-    wrong = worst_first(scores_NL, targets_NL, thresholds_L)
     if thresholds_L is None:
         two_N2 = (
             np.partition(scores_NL, -2, axis=1)[:, -2:] if scores_NL.shape[1] > 1 else np.zeros((len(scores_NL), 2))

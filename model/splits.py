@@ -16,6 +16,8 @@ import tensorflow as tf
 SPLITS = ("train", "validation", "test")
 INFO_NAME = "examples.json"
 READ_BATCH = 1024
+# Fewer images of a label, over all splits, are too few to learn from, or to measure with.
+MIN_IMAGES_PER_LABEL = 20
 # So many shards are read in turn, a block of records from each: a shuffle buffer then holds records of all of them,
 # which counts where a shard holds one folder, that is one label. Each costs an open file, its buffer and two blocks: 17
 # MB in all for bottlenecks of 2,048 numbers. One record at a time instead of a block cost 2.5 times the CPU (17.8

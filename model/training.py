@@ -19,7 +19,7 @@ from bulktag.model.fitting import FitOptions, Progress, fit_logits_model
 from bulktag.model.hardware import training_strategy
 from bulktag.model.head import ARCHITECTURES, build_head, build_logits_model, check_head, fold_calibration
 from bulktag.model.scans import SplitScan, scan_split
-from bulktag.model.splits import SPLITS, ExamplesInfo, read_examples_info
+from bulktag.model.splits import MIN_IMAGES_PER_LABEL, SPLITS, ExamplesInfo, read_examples_info
 from bulktag.model.validation import Tuning, tune
 
 # The defaults of the head were chosen by 5-fold cross-validation on flower photos: the train and validation splits of
@@ -30,7 +30,6 @@ LEARNING_RATES = {"mlp": 3e-4, "linear": 3e-4, "cnn": 1e-3}
 # Epochs of a small split are only some steps long, and its validation loss is noisy: six of them were too few. On eight
 # splits of 600 flower photos, 240 of them for training, patience of 150 steps gave 0.8 points over 48.
 MIN_PATIENCE_EPOCHS, MIN_PATIENCE_STEPS = 6, 150
-MIN_IMAGES_PER_LABEL = 20
 CACHE_MODES = ("auto", "always", "never")
 CLASS_WEIGHTS = ("auto", "none", "balanced")
 # Splits kept in memory take at most this share of what is free, all of them together. What a split that is not kept

@@ -14,9 +14,9 @@ import tensorflow as tf
 from bulktag.model.bundle import Bundle
 from bulktag.model.engine import build_head_engine
 from bulktag.model.engine_settings import EngineSettings
-from bulktag.model.evaluation_files import Prediction, predictions, write_evaluation
+from bulktag.model.evaluation_files import predictions, write_evaluation
 from bulktag.model.metrics import Evaluation, MultiLabelEvaluation, evaluate_multi_label, evaluate_scores
-from bulktag.model.report import ReportContext, write_report
+from bulktag.model.report import ReportContext, Sheet, write_report
 from bulktag.model.samples import worst_first
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import EvaluateConfig
@@ -66,14 +66,13 @@ def run_evaluate(config: EvaluateConfig) -> dict:
         shards = list_shards(examples, splits)
         scored = _score(config, shards, expected, bundle, record)
         evaluation = _evaluate(scored, bundle)
-        rows = _rows(scored, bundle)
-        thresholds_L = np.asarray(bundle.thresholds) if bundle.multi_label else None
-        worst = worst_first(scored.scores_NL, scored.targets_NL, thresholds_L)
+        rows = predictions(scored.uris, scored.scores_NL, scored.targets_NL, bundle.labels, scored.thresholds_L)
+        worst = worst_first(scored.scores_NL, scored.targets_NL, scored.thresholds_L)
         record.note(model_id=bundle.model_id, split=config.split, figures=evaluation.figures())
 
         def write(folder: str) -> None:
             write_evaluation(evaluation, rows, worst.tolist(), folder)
-            context = _context(config, bundle, record, scored, rows, shards)
+            context = _context(config, bundle, record, scored, build_sheets(scored, rows, worst, bundle, shards))
             write_report(evaluation, context, f"{folder}/report.html")
 
         with working("writing the report"):
@@ -105,9 +104,11 @@ class _Gathered:
         self.scores.append(scores_BL[keep_B])
         self.targets.append(targets_BL[keep_B])
 
-    def join(self) -> ScoredImages:
+    def join(self, bundle: Bundle) -> ScoredImages:
         """All of them."""
-        return ScoredImages(self.uris, self.sha256, np.concatenate(self.scores), np.concatenate(self.targets))
+        thresholds_L = np.asarray(bundle.thresholds) if bundle.multi_label else None
+        scores_NL, targets_NL = np.concatenate(self.scores), np.concatenate(self.targets)
+        return ScoredImages(self.uris, self.sha256, scores_NL, targets_NL, thresholds_L)
 
 
 def _score(
@@ -134,7 +135,7 @@ def _score(
     _warn_of_unusable(record, expected - len(scored.uris), unknown)
     if not scored.uris:
         raise JobFailed(f"no image of split {config.split} has a label of the model: {config.examples}")
-    return scored.join()
+    return scored.join(bundle)
 
 
 def _read(shards: list[str], width: int, batch_size: int) -> Iterator[ScoredBatch]:
@@ -188,14 +189,8 @@ def _evaluate(scored: ScoredImages, bundle: Bundle) -> Evaluation | MultiLabelEv
     )
 
 
-def _rows(scored: ScoredImages, bundle: Bundle) -> list[Prediction]:
-    thresholds_L = np.asarray(bundle.thresholds) if bundle.multi_label else None
-    return predictions(scored.uris, scored.scores_NL, scored.targets_NL, bundle.labels, thresholds_L)
-
-
 def _context(
-    config: EvaluateConfig, bundle: Bundle, record: outcome.RunRecord, scored: ScoredImages, rows: list[Prediction],
-    shards: list[str],
+    config: EvaluateConfig, bundle: Bundle, record: outcome.RunRecord, scored: ScoredImages, sheets: list[Sheet]
 ) -> ReportContext:  # fmt: skip
     facts = {
         "model": bundle.model_id,
@@ -206,7 +201,7 @@ def _context(
     held_out = config.split in ("test", "validation")
     return ReportContext(
         "Evaluation", facts, record.warnings, IMAGES_NOTES[config.split],
-        sheets=build_sheets(scored, rows, bundle, shards),
+        sheets=sheets,
         problems=find_problems(files.normalise(config.examples), scored, bundle, held_out=held_out),
         scores_svg=draw_score_histograms(scored, bundle.multi_label), novelty=bundle.info.get("novelty"),
     )  # fmt: skip

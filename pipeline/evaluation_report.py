@@ -19,6 +19,7 @@ from bulktag.model.label_errors import find_label_errors, find_multi_label_error
 from bulktag.model.plots import draw_scores
 from bulktag.model.report import MAX_PROBLEMS_SHOWN, Problem, Sheet, Tile
 from bulktag.model.samples import pick_samples
+from bulktag.model.splits import MIN_IMAGES_PER_LABEL
 from bulktag.transforms import files
 from bulktag.transforms.records import SPLITS
 from bulktag.transforms.sources import EXAMPLES_FILE
@@ -26,7 +27,6 @@ from bulktag.transforms.tables import ERRORS
 from bulktag.transforms.thumbnails import fetch_thumbnails
 
 IMAGES_A_SHEET = 18
-MIN_IMAGES_PER_LABEL = 20
 
 
 class ScoredImages(NamedTuple):
@@ -36,19 +36,22 @@ class ScoredImages(NamedTuple):
     sha256: list[bytes]
     scores_NL: np.ndarray  # float32[N, L]
     targets_NL: np.ndarray  # bool[N, L]
+    thresholds_L: np.ndarray | None  # with several labels an image; None: each has one, and its best score is meant
 
 
-def build_sheets(scored: ScoredImages, rows: Sequence[Prediction], bundle: Bundle, shards: list[str]) -> list[Sheet]:
+def build_sheets(
+    scored: ScoredImages, rows: Sequence[Prediction], worst: np.ndarray, bundle: Bundle, shards: list[str]
+) -> list[Sheet]:
     """Contact sheets of wrong, doubtful and right images.
 
     Args:
       scored: the images.
       rows: what is said of each of them.
+      worst: numbers of those that were tagged wrongly, the surest first.
       bundle: the model.
       shards: TFRecords that the images stand in.
     """
-    thresholds_L = np.asarray(bundle.thresholds) if bundle.multi_label else None
-    samples = pick_samples(scored.scores_NL, scored.targets_NL, thresholds_L, IMAGES_A_SHEET)
+    samples = pick_samples(scored.scores_NL, scored.targets_NL, scored.thresholds_L, worst, IMAGES_A_SHEET)
     chosen = sorted({row for kind in samples for row in kind})
     thumbnails = fetch_thumbnails([scored.uris[row] for row in chosen], shards, ImageLimits())
 

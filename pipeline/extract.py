@@ -6,6 +6,7 @@ import json
 import apache_beam as beam
 
 from bulktag.model.backbone import BackboneSpec
+from bulktag.model.splits import MIN_IMAGES_PER_LABEL
 from bulktag.pipeline import outcome, publish
 from bulktag.pipeline.config import ExtractConfig
 from bulktag.pipeline.console import OUT, ProgressDisplay, print_table, say
@@ -25,7 +26,6 @@ from bulktag.transforms.staging import CommitFiles, read_manifest
 from bulktag.transforms.tables import ERRORS, WriteErrors, write_empty_table
 
 ENTRIES = (*SPLITS, ERRORS, "backbone", EXAMPLES_FILE)
-MIN_IMAGES_PER_LABEL = 20
 
 
 def run_extract(config: ExtractConfig) -> dict:

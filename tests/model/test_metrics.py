@@ -136,7 +136,7 @@ def test_images_with_several_labels_are_listed_with_all_of_them():
 def test_samples_are_wrong_doubtful_and_right_and_spread_over_labels():
     scores_NL, ids_N, _ = draw_scores(num_labels=6)
     targets_NL = np.eye(6)[ids_N] > 0
-    samples = pick_samples(scores_NL, targets_NL, None, 12)
+    samples = pick_samples(scores_NL, targets_NL, None, worst_first(scores_NL, targets_NL, None), 12)
     predicted_N = scores_NL.argmax(axis=1)
     assert all(predicted_N[row] != ids_N[row] for row in samples.wrong)
     assert all(predicted_N[row] == ids_N[row] for row in samples.right)
