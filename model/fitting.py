@@ -18,12 +18,15 @@ from bulktag.model.scans import SplitScan
 from bulktag.model.splits import ExamplesInfo
 
 PROGRESS_EVERY_S = 0.2
+OPTIMIZERS = ("adamw", "sgd")
+SGD_MOMENTUM = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class FitOptions:
     """How to fit, with every default already resolved to a number."""
 
+    optimizer: str  # adamw or sgd
     learning_rate: float
     weight_decay: float
     label_smoothing: float
@@ -104,7 +107,11 @@ def compile_logits_model(logits_model: keras.Model, options: FitOptions, weights
         loss = _smoothed_cross_entropy(options.label_smoothing)
         cross_entropy = keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy")
         accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    optimizer = keras.optimizers.AdamW(options.learning_rate, weight_decay=options.weight_decay)
+    decay = options.weight_decay
+    if options.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(options.learning_rate, momentum=SGD_MOMENTUM, weight_decay=decay or None)
+    else:
+        optimizer = keras.optimizers.AdamW(options.learning_rate, weight_decay=decay)
     # XLA would compile anew for the last batch of an epoch, and gains nothing on two dense layers.
     logits_model.compile(optimizer=optimizer, loss=loss, metrics=[accuracy, cross_entropy], jit_compile=False)
     optimizer.build(logits_model.trainable_variables)
@@ -143,7 +150,7 @@ def fit_logits_model(
     if not state.is_finished(options.epochs, options.patience):
         callbacks = [_EpochEnd(state, options, steps_per_epoch, on_step)]
         if options.log_dir:
-            callbacks.append(keras.callbacks.TensorBoard(options.log_dir, write_graph=False))
+            callbacks += [keras.callbacks.TensorBoard(options.log_dir), _CostAndError(options.log_dir)]
         logits_model.fit(
             training_batches(info, scans["train"], options, first_epoch=state.resumed_epochs, weights_L=weights_L),
             validation_data=evaluation_batches(
@@ -158,6 +165,44 @@ def fit_logits_model(
         )
     state.use_best()
     return state
+
+
+class _CostAndError(keras.callbacks.Callback):
+    """Writes each epoch's cost (cross-entropy) and error (1 - accuracy) for TensorBoard, training beside validation."""
+
+    def __init__(self, log_dir: str):
+        super().__init__()
+        self._writers = {name: _open_log(log_dir, name) for name in ("train", "validation")}
+
+    def on_epoch_end(self, epoch, logs=None):
+        for name, prefix in (("train", ""), ("validation", "val_")):
+            _write_log(self._writers[name], epoch, logs[f"{prefix}cross_entropy"], logs[f"{prefix}accuracy"])
+
+    def on_train_end(self, logs=None):
+        for writer in self._writers.values():
+            writer.close()
+
+
+def log_test(log_dir: str, best_epoch: int, figures: dict) -> None:
+    """Write cost and error of the finished head on the test split, at the epoch whose weights it has.
+
+    During training nobody looks at the test split, so this is one point beside the curves of the others.
+    """
+    if figures.get("n"):
+        writer = _open_log(log_dir, "test")
+        _write_log(writer, best_epoch - 1, figures["cross_entropy"], figures["accuracy"])
+        writer.close()
+
+
+def _open_log(log_dir: str, name: str):
+    return tf.summary.create_file_writer(f"{log_dir.rstrip('/')}/{name}")
+
+
+def _write_log(writer, epoch: int, cross_entropy: float, accuracy: float) -> None:
+    with writer.as_default(step=epoch):
+        tf.summary.scalar("cost", cross_entropy)
+        tf.summary.scalar("error", 1 - accuracy)
+    writer.flush()
 
 
 class _EpochEnd(keras.callbacks.Callback):

@@ -20,6 +20,9 @@ LOGITS = "logits"
 # A feature is divided by sqrt(variance + this share of the mean variance): a feature that was almost always zero in
 # a small train split would otherwise reach tens of standard deviations on the first image that has it.
 VARIANCE_FLOOR_SHARE = 0.1
+# Augmentation, as usual for CIFAR: turns of up to 15 degrees, as a share of a whole one, and shifts of up to a tenth.
+MAX_TURN, MAX_SHIFT = 15 / 360, 0.1
+_AUGMENT = "augment_"
 
 
 def build_head(
@@ -33,6 +36,7 @@ def build_head(
     feature_mean: np.ndarray | None = None,
     feature_var: np.ndarray | None = None,
     shares_L: np.ndarray | None = None,
+    augment: bool = False,
     seed: int = 0,
 ) -> keras.Model:
     """Build an untrained head.
@@ -48,7 +52,8 @@ def build_head(
       feature_mean: float[D], subtracted from the input; None: the input is taken as it is.
       feature_var: float[D], variances that go with it.
       shares_L: float[L] in [0, 1], how often each label occurs in training; with multi_label the head starts there.
-      seed: of initial weights and dropout masks.
+      augment: mirror, turn and shift the pictures while training ("cnn" only).
+      seed: of initial weights, dropout masks and augmentation.
     Returns:
       A model named "head": float32[B, D] "bottleneck" -> float32[B, L] scores in [0, 1].
     Raises:
@@ -64,7 +69,10 @@ def build_head(
         outputs = layer(inputs)
         _set_statistics(layer, *_floored_statistics(architecture, feature_mean, feature_var))
     if architecture == "cnn":
-        outputs = _convolutions(outputs, side=_image_side(width), dropout=dropout, seeds=seeds)
+        outputs = keras.layers.Reshape((*[_image_side(width)] * 2, 3), name="pixels")(outputs)
+        if augment:
+            outputs = _augmented(outputs, seeds)
+        outputs = _convolutions(outputs, dropout=dropout, seeds=seeds)
     elif architecture == "mlp":
         outputs = _hidden_layers(outputs, hidden, dropout, seeds)
     elif dropout:
@@ -102,6 +110,20 @@ def fold_calibration(head: keras.Model, slope_L: np.ndarray, offset_L: np.ndarra
     layer = head.get_layer(LOGITS)
     kernel_DL, bias_L = layer.get_weights()
     layer.set_weights([kernel_DL * np.asarray(slope_L, np.float32), (bias_L * slope_L + offset_L).astype(np.float32)])
+
+
+def without_augmentation(head: keras.Model) -> keras.Model:
+    """The head without its layers that augment, which do nothing once it is trained but could not be frozen.
+
+    Its weights are shared with `head`; a head without such layers is returned itself.
+    """
+    if not any(layer.name.startswith(_AUGMENT) for layer in head.layers):
+        return head
+    outputs = head.input
+    for layer in head.layers[1:]:
+        if not layer.name.startswith(_AUGMENT):
+            outputs = layer(outputs)
+    return keras.Model(head.input, outputs, name=head.name)
 
 
 def check_head(width: int, num_labels: int, architecture: str, hidden: Sequence[int], dropout: float) -> None:
@@ -160,9 +182,17 @@ def _hidden_layers(outputs, hidden, dropout, seeds):
     return outputs
 
 
-def _convolutions(outputs, *, side, dropout, seeds):
+def _augmented(outputs, seeds):
+    """Mirrored left to right, turned and shifted at random while training; as they are otherwise."""
+    outputs = keras.layers.RandomFlip("horizontal", seed=next(seeds), name=f"{_AUGMENT}flip")(outputs)
+    outputs = keras.layers.RandomRotation(MAX_TURN, "reflect", seed=next(seeds), name=f"{_AUGMENT}rotation")(outputs)
+    return keras.layers.RandomTranslation(MAX_SHIFT, MAX_SHIFT, "reflect", seed=next(seeds), name=f"{_AUGMENT}shift")(
+        outputs
+    )
+
+
+def _convolutions(outputs, *, dropout, seeds):
     """Stack conv32, pool, conv64, conv64, pool, 512 units, dropout."""
-    outputs = keras.layers.Reshape((side, side, 3), name="pixels")(outputs)
     for index, (filters, pool) in enumerate(((32, True), (64, False), (64, True)), start=1):
         outputs = keras.layers.Conv2D(
             filters,

@@ -15,9 +15,16 @@ import numpy as np
 import psutil
 
 from bulktag.model.feed import divisible, evaluation_batches
-from bulktag.model.fitting import FitOptions, Progress, fit_logits_model
+from bulktag.model.fitting import OPTIMIZERS, FitOptions, Progress, fit_logits_model, log_test
 from bulktag.model.hardware import training_strategy
-from bulktag.model.head import ARCHITECTURES, build_head, build_logits_model, check_head, fold_calibration
+from bulktag.model.head import (
+    ARCHITECTURES,
+    build_head,
+    build_logits_model,
+    check_head,
+    fold_calibration,
+    without_augmentation,
+)
 from bulktag.model.scans import SplitScan, scan_split
 from bulktag.model.splits import MIN_IMAGES_PER_LABEL, SPLITS, ExamplesInfo, read_examples_info
 from bulktag.model.validation import Tuning, tune
@@ -49,6 +56,8 @@ class TrainOptions:
     dropout: float = 0.5
     learning_rate: float | None = None
     weight_decay: float = 0.0  # of AdamW, per step and learning rate
+    optimizer: str = "adamw"  # or sgd, with momentum
+    augment: bool = True  # mirror, turn and shift pictures while training; cnn only
     label_smoothing: float = 0.1  # share of each target that is spread over all labels; not used for multi-label
     batch_size: int | None = None
     epochs: int = 60  # at most
@@ -64,7 +73,12 @@ class TrainOptions:
 
     def __post_init__(self):
         """Check what can be checked without the examples."""
-        choices = {"architecture": ARCHITECTURES, "class_weights": CLASS_WEIGHTS, "cache": CACHE_MODES}
+        choices = {
+            "architecture": ARCHITECTURES,
+            "optimizer": OPTIMIZERS,
+            "class_weights": CLASS_WEIGHTS,
+            "cache": CACHE_MODES,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"expected {name} to be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -114,6 +128,7 @@ def resolve(options: TrainOptions, num_images: int) -> FitOptions:
     batch_size = options.batch_size or int(np.clip(2 ** int(np.log2(max(num_images / 16, 1))), 32, 512))
     steps_per_epoch = -(-num_images // batch_size)
     return FitOptions(
+        optimizer=options.optimizer,
         learning_rate=options.learning_rate or LEARNING_RATES[options.architecture],
         weight_decay=options.weight_decay,
         label_smoothing=0.0 if options.multi_label else options.label_smoothing,
@@ -179,8 +194,10 @@ def train_head(
     measured = ("validation",) if options.trial else SPLITS
     figures = {split: _measure(logits_model, info, scans[split], options.multi_label) for split in measured}
     state.discard()
+    if options.log_dir:
+        log_test(options.log_dir, state.best_epoch, figures.get("test", {}))
     return TrainedHead(
-        model=head,
+        model=without_augmentation(head),
         labels=info.labels,
         tuning=tuning,
         history=state.rows,
@@ -206,6 +223,7 @@ def _build_head(info: ExamplesInfo, options: TrainOptions, train: SplitScan) -> 
         feature_mean=train.mean_D,
         feature_var=train.var_D,
         shares_L=train.label_counts_L / max(train.num_images, 1),
+        augment=options.augment and options.architecture == "cnn",
         seed=options.seed,
     )
 

@@ -31,6 +31,7 @@ EPILOGS = {
     "tag": "Beam's own options (--runner ...) may follow. "
     "Example: bulktag tag --input photos/ --model model/ --output tags/",
     "plan": "Example: bulktag plan --input photos/ --model model/ --price-per-worker-hour 0.40",
+    "export": "Example: bulktag export --model model/ --output exported/ --formats frozen tflite",
     "classify": "Example: bulktag classify --model model/ panda.jpg https://example.com/cat.png",
 }
 
@@ -250,6 +251,8 @@ def run_stage(job: str, config) -> Any:
         from bulktag.pipeline.tag import run_tag as work
     elif job == "plan":
         from bulktag.pipeline.plan import run_plan as work
+    elif job == "export":
+        from bulktag.pipeline.export import run_export as work
     else:
         from bulktag.pipeline.classify import run_classify as work
     return work(config)

@@ -120,6 +120,13 @@ class ExtractConfig(_Execution, _Images, _Network):
         choices=("none", "gzip")
     )  # fmt: skip
     store_images: bool = option(False, "keep the images' bytes in the examples, as image/encoded")
+    clean_labels: bool = option(
+        False, "make names of labels like n02085620-Japanese_spaniel: without the number, with spaces"
+    )
+    recompute: bool = option(
+        False, "compute all bottlenecks anew; without it, those that the output has of images that have not changed "
+        "are taken over"
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,6 +137,11 @@ class TrainConfig:
     model: str = option("", "folder for the model bundle, replaced whole", metavar="DIR", required=True)
     architecture: str = option("mlp", "kind of head", choices=("mlp", "linear", "cnn"))
     hidden: tuple[int, ...] = option((1024,), "units of each hidden layer (mlp)", metavar="UNITS", within=POSITIVE)
+    augment: str = option(
+        "auto", "mirror, turn by up to 15 degrees and shift the pictures while training; auto: with architecture cnn",
+        choices=("auto", "none")
+    )  # fmt: skip
+    optimizer: str = option("adamw", "adamw, or sgd with a momentum of 0.9", choices=("adamw", "sgd"))
     dropout: float = option(0.5, "share of units dropped while training (0 to 1)", metavar="SHARE", within=SHARE)
     learning_rate: float = option(
         0.0, "step size of the optimiser; 0: chosen by the architecture", metavar="RATE", within=NOT_NEGATIVE
@@ -277,6 +289,23 @@ class ClassifyConfig(_Network):
     timeout_s: float = option(20.0, "give up on a URL after this many seconds", metavar="SECONDS", within=POSITIVE)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig(_Network):
+    """Model bundle -> one frozen graph, OpenVINO or TensorFlow Lite, each compared with the bundle's own scores."""
+
+    model: str = option(
+        "", "model bundle, or imagenet for the 1,000 ImageNet classes of --backbone", metavar="DIR", required=True
+    )
+    output: str = option("", "folder for the files, replaced whole", metavar="DIR", required=True)
+    formats: tuple[str, ...] = option(
+        ("frozen", "tflite"), "frozen (model.pb), openvino (model.xml), tflite (model.tflite)", metavar="FORMAT"
+    )
+    check_images: tuple[str, ...] = option(
+        (), "images to compare the scores on: folder, glob or manifest; default: drawn pictures", metavar="SRC"
+    )
+    num_images: int = option(500, "most images compared", metavar="N", within=POSITIVE)
+
+
 JOBS: dict[str, type] = {
     "extract": ExtractConfig,
     "train": TrainConfig,
@@ -284,7 +313,8 @@ JOBS: dict[str, type] = {
     "tag": TagConfig,
 }
 # What can be a stage of a run file, and what is a command only.
-VERBS: dict[str, type] = {**JOBS, "plan": PlanConfig, "classify": ClassifyConfig}
+VERBS: dict[str, type] = {**JOBS, "plan": PlanConfig, "classify": ClassifyConfig, "export": ExportConfig}
+EXPORT_FORMATS = ("frozen", "openvino", "tflite")
 
 
 def build_config(kind: type, values: dict[str, Any]) -> Any:
@@ -327,7 +357,9 @@ def check_config(config: Any) -> None:
             raise ValueError(f"expected {field.name}, got none")
     if isinstance(config, TrainConfig):
         _check_train(config)
-    if isinstance(config, TagConfig | ClassifyConfig | PlanConfig) and config.model != IMAGENET:
+    if isinstance(config, ExportConfig) and (unknown := set(config.formats) - set(EXPORT_FORMATS)):
+        raise ValueError(f"expected formats among {', '.join(EXPORT_FORMATS)}, got {sorted(unknown)[0]!r}")
+    if isinstance(config, TagConfig | ClassifyConfig | PlanConfig | ExportConfig) and config.model != IMAGENET:
         for field in dataclasses.fields(_Network):
             if getattr(config, field.name) != field.default:
                 raise ValueError(

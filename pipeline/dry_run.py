@@ -114,7 +114,7 @@ def _build(config: ExtractConfig | TagConfig, sources: tuple[Source, ...], choic
     if isinstance(config, ExtractConfig):
         shards = ShardSettings(config.split, config.split_seed, config.compression)
         handler = BackboneHandler(_STAGING, config.engine_settings)
-        build_extract(pipeline, config, sources, shards, load, handler, _STAGING, None, "run")
+        build_extract(pipeline, config, sources, shards, load, handler, _STAGING, None, "run", _ANY_WIDTH)
     else:
         settings = TagSettings(_ANY_LABELS, (0.0,), config.top_k, config.layout, config.scores,
                                config.embedding, config.novelty)  # fmt: skip

@@ -21,9 +21,8 @@ from bulktag.model.report import MAX_PROBLEMS_SHOWN, Problem, Sheet, Tile
 from bulktag.model.samples import pick_samples
 from bulktag.model.splits import MIN_IMAGES_PER_LABEL
 from bulktag.transforms import files
-from bulktag.transforms.records import SPLITS
+from bulktag.transforms.records import ERRORS, SPLITS
 from bulktag.transforms.sources import EXAMPLES_FILE
-from bulktag.transforms.tables import ERRORS
 from bulktag.transforms.thumbnails import fetch_thumbnails
 
 IMAGES_A_SHEET = 18

@@ -33,6 +33,6 @@ def find_disk_error(error: BaseException | None) -> str | None:
             if type(error).__module__.startswith("tensorflow.") and os.strerror(number) in str(error):
                 return f"{os.strerror(number)}, while TensorFlow was reading or writing"
         if "DataLossError" in f"{type(error).__name__}: {error}":
-            return "expected whole TFRecord shards, got a damaged one; extract again"
+            return "expected whole TFRecord shards, got a damaged one; extract again, with --recompute"
         error = error.__cause__ or error.__context__
     return None

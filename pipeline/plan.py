@@ -26,8 +26,9 @@ from bulktag.pipeline.forecast import Costs, Forecast, forecast, steady_s
 from bulktag.pipeline.network import resolve_bundle
 from bulktag.transforms import files
 from bulktag.transforms.loading import LoadSettings, Pace, Patience, load_ref
+from bulktag.transforms.matching import find_images
 from bulktag.transforms.records import ImageInfo, ImageRef, ScoredBatch, pack_images
-from bulktag.transforms.sources import Source, find_images, parse_source, split_sources
+from bulktag.transforms.sources import Source, parse_source, split_sources
 from bulktag.transforms.tables import TagSettings, build_tags
 
 # Engines are timed for so long, in so many stretches, of which the median counts: clock frequencies and caches settle.
@@ -178,8 +179,8 @@ def run_plan(config: PlanConfig) -> list[Forecast]:
       JobFailed: nothing could be measured.
     """
     sources = tuple(parse_source(text) for text in config.input)
-    if any(source.kind == "examples" for source in sources):
-        raise ValueError("expected images, got a folder that extract wrote: it holds no images to plan for")
+    if any(source.kind in ("examples", "bottlenecks") for source in sources):
+        raise ValueError("expected images, got a folder of bottlenecks: it holds no images to plan for")
     choice = choose_engine(config.engine_settings)
     with working("listing the input"):
         listing = list_input(sources, config.sample)

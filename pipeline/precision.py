@@ -22,8 +22,9 @@ from bulktag.model.quantise import (
 from bulktag.pipeline.console import say, warn, working
 from bulktag.transforms import files
 from bulktag.transforms.loading import BatchLoader, LoadSettings
+from bulktag.transforms.matching import find_images
 from bulktag.transforms.records import ImageInfo, ImageRef
-from bulktag.transforms.sources import Source, find_images
+from bulktag.transforms.sources import Source
 
 
 def describe_engine_device(settings: EngineSettings, here: bool) -> str:
@@ -66,7 +67,7 @@ def settle_precision(
         return settings, ""
     spec, graph_def = backbone
     with working("rounding the network to int8"):
-        pixels_NSSC = _sample(sources, load, CALIBRATION_IMAGES + CHECK_IMAGES)
+        pixels_NSSC = sample_pixels(sources, load, CALIBRATION_IMAGES + CHECK_IMAGES)
         if len(pixels_NSSC) < MIN_IMAGES:
             return _without_int8(settings, f"only {len(pixels_NSSC)} of the first images can be used")
         num_check = min(CHECK_IMAGES, len(pixels_NSSC) // 4)
@@ -97,7 +98,7 @@ def _copy(source: str, target: str) -> None:
         (pathlib.Path(target) / path.name).write_bytes(path.read_bytes())
 
 
-def _sample(sources: tuple[Source, ...], load: LoadSettings, num_images: int) -> np.ndarray:
+def sample_pixels(sources: tuple[Source, ...], load: LoadSettings, num_images: int) -> np.ndarray:
     """Usable images among the first ones, as many from each source; every fourth or so is kept for the comparison."""
     each = -(-num_images // len(sources))
     refs = [

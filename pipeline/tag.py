@@ -21,11 +21,12 @@ from bulktag.transforms.examples import ReadExamples, list_shards
 from bulktag.transforms.infer import HeadHandler, InferBatches, TaggerHandler
 from bulktag.transforms.loading import LoadSettings
 from bulktag.transforms.manifests import label_columns
+from bulktag.transforms.matching import MatchImages
 from bulktag.transforms.read import ReadImages
-from bulktag.transforms.records import ScoredBatch, errors_schema
-from bulktag.transforms.sources import EXAMPLES_FILE, MatchImages, Source, check_source, parse_source, split_sources
+from bulktag.transforms.records import ERRORS, ScoredBatch, errors_schema
+from bulktag.transforms.sources import EXAMPLES_FILE, FOLDER_KINDS, Source, check_source, parse_source, split_sources
 from bulktag.transforms.staging import CommitFiles, read_manifest
-from bulktag.transforms.tables import ERRORS, TAGS, TagSettings, WriteErrors, WriteTags, write_empty_table
+from bulktag.transforms.tables import TAGS, TagSettings, WriteErrors, WriteTags, write_empty_table
 
 LABELS_SHOWN = 10
 # Rows of stored bottlenecks scored at once: the head is small, so a large batch keeps the overhead per row low.
@@ -45,7 +46,7 @@ def run_tag(config: TagConfig) -> dict:
     publish.check_output(output, "tag")
     sources = tuple(parse_source(text) for text in config.input)
     from_examples = _check_sources(sources)
-    publish.check_apart(output, (source.uri for source in sources if source.kind == "folder"))
+    publish.check_apart(output, (source.uri for source in sources if source.kind in FOLDER_KINDS))
     record = outcome.RunRecord("tag", publish.new_run_id(), config)
     runner = choose_runner(config.beam, config.workers, record.job_name, config)
     device = describe_engine_device(config.engine_settings, runner.is_local)  # a mistake is heard before anything loads
@@ -92,6 +93,9 @@ def _check_sources(sources: tuple[Source, ...]) -> bool:
     if from_examples == {True} and len(sources) > 1:
         raise ValueError(f"expected one folder that extract wrote, got {len(sources)}: an image may stand in several")
     for source in sources:
+        if source.kind == "bottlenecks":
+            raise ValueError(f"expected images, got texts of bottlenecks: extract them first, and tag the examples: "
+                             f"{source.uri}")  # fmt: skip
         check_source(source, label_columns("none"))
     return from_examples == {True}
 

@@ -179,6 +179,7 @@ def _save(
 def _train_options(config: TrainConfig, checkpoints: str) -> TrainOptions:
     return TrainOptions(
         architecture=config.architecture, hidden=config.hidden, dropout=config.dropout,
+        optimizer=config.optimizer, augment=config.augment == "auto",
         learning_rate=config.learning_rate or None, weight_decay=config.weight_decay,
         label_smoothing=config.label_smoothing,
         batch_size=config.batch_size or None, epochs=config.epochs, patience=config.patience or None,

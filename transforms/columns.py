@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from bulktag.transforms.records import IMAGES_SCHEMA, ScoredBatch, null_if_negative
 
-_FEATURES = {
+FEATURES = {
     "image/uri": tf.io.FixedLenFeature([], tf.string),
     "image/sha256": tf.io.FixedLenFeature([], tf.string),
     "image/height": tf.io.FixedLenFeature([], tf.int64),
@@ -28,13 +28,16 @@ _NUMBERS = ("bytes", "modified", "generation", "width", "height", "bottleneck")
 _DIGEST_BYTES = IMAGES_SCHEMA.field("sha256").type.byte_width
 
 
-def column_parser(width: int) -> Callable[[tf.Tensor], dict]:
+def column_parser(width: int, keep_encoded: bool = False) -> Callable[[tf.Tensor], dict]:
     """A function for `tf.data`: string[B], serialised examples, to the arrays that `build_batch` takes.
 
     Args:
       width: D, the number of floats of a bottleneck.
+      keep_encoded: also the images' own bytes, which all examples must have.
     """
-    features = {**_FEATURES, "image/bottleneck": tf.io.FixedLenFeature([width], tf.float32)}
+    features = {**FEATURES, "image/bottleneck": tf.io.FixedLenFeature([width], tf.float32)}
+    if keep_encoded:
+        features["image/encoded"] = tf.io.FixedLenFeature([], tf.string)
 
     def parse(serialized_B: tf.Tensor) -> dict:
         parsed = tf.io.parse_example(serialized_B, features)
@@ -46,6 +49,7 @@ def column_parser(width: int) -> Callable[[tf.Tensor], dict]:
             "label_splits": tf.cast(labels.row_splits, tf.int32),
             "sha256": tf.io.decode_raw(parsed["image/sha256"], tf.uint8),
             **{name: parsed[f"image/{name}"] for name in _NUMBERS},
+            **({"encoded": parsed["image/encoded"]} if keep_encoded else {}),
         }
 
     return parse
@@ -78,7 +82,7 @@ def build_batch(parsed: dict[str, np.ndarray]) -> ScoredBatch:
         ),
         "width": pa.array(parsed["width"]).cast(pa.int32()),
         "height": pa.array(parsed["height"]).cast(pa.int32()),
-        "encoded": pa.nulls(len(uris), pa.large_binary()),
+        "encoded": pa.array(parsed.get("encoded", [None] * len(uris)), pa.large_binary()),
     }
     images = pa.RecordBatch.from_arrays([columns[name] for name in IMAGES_SCHEMA.names], schema=IMAGES_SCHEMA)
     return ScoredBatch(images, parsed["bottleneck"], None)

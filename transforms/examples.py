@@ -15,8 +15,8 @@ import tensorflow as tf
 from apache_beam.transforms.window import GlobalWindows
 
 from bulktag.model.splits import interleave, open_shard
-from bulktag.transforms import files
-from bulktag.transforms.columns import build_batch, column_parser
+from bulktag.transforms import cifar, files
+from bulktag.transforms.columns import FEATURES, build_batch, column_parser
 from bulktag.transforms.progress import add_progress, flush_progress
 from bulktag.transforms.records import SPLITS, ScoredBatch, StagedFile, unpack_images
 from bulktag.transforms.shards import SUFFIXES, ShardWriter, build_example
@@ -77,6 +77,16 @@ class ShardSettings:
         if len(self.proportions) != 3 or min(self.proportions) < 0 or abs(sum(self.proportions) - 1) > 1e-6:
             raise ValueError(f"expected three shares of at least 0 that add up to 1, got {self.proportions}")
 
+    def choose(self, uri: str, sha256: bytes) -> str:
+        """The split of an image: by its content; the test split of a set that has its own is that one."""
+        train, validation, test = self.proportions
+        is_test = cifar.is_test_image(uri)
+        if is_test:
+            return "test"
+        if is_test is None or test == 1:
+            return choose_split(sha256, self.proportions, self.seed)
+        return choose_split(sha256, (train / (1 - test), validation / (1 - test), 0.0), self.seed)
+
 
 class _WriteShards(beam.DoFn):
     """Batches of bottlenecks -> one bundle's shards, a new one where a shard is full."""
@@ -90,7 +100,7 @@ class _WriteShards(beam.DoFn):
     def process(self, batch: ScoredBatch, labels: list[str]):
         label_ids = {label: i for i, label in enumerate(sorted(labels))}
         for image, bottleneck_D in zip(unpack_images(batch.images), batch.bottleneck_BD, strict=True):
-            split = choose_split(image.sha256, self._settings.proportions, self._settings.seed)
+            split = self._settings.choose(image.uri, image.sha256)
             shard = self._open.get(split)
             if shard is None:
                 uri = new_file_uri(self._staging_dir, split, SUFFIXES[self._settings.compression])
@@ -140,25 +150,43 @@ def read_shard(uri: str, width: int, batch_size: int) -> Iterator[ScoredBatch]:
     return read_shards((uri,), width, batch_size)
 
 
-def read_shards(uris: Sequence[str], width: int, batch_size: int) -> Iterator[ScoredBatch]:
+def read_shards(
+    uris: Sequence[str], width: int, batch_size: int, *, keep_encoded: bool = False
+) -> Iterator[ScoredBatch]:
     """Read shards back, blocks of them in turn.
 
     Args:
       uris: files that `WriteExamples` wrote.
       width: D, the number of floats of a bottleneck.
       batch_size: images a batch, whatever shards they stand in; the last one is shorter.
+      keep_encoded: also the images' own bytes, which must be there.
     Raises:
       tf.errors.OpError: a shard is damaged or holds bottlenecks of another width.
       ValueError: a text is no UTF-8, or a digest has not 32 bytes.
     """
     for copies in local_copies(uris):
         blocks = interleave(tf.data.Dataset.from_tensor_slices(list(copies)), open_shard)
-        parsed = blocks.rebatch(batch_size).map(column_parser(width), num_parallel_calls=PARSED_AT_ONCE)
+        parsed = blocks.rebatch(batch_size).map(column_parser(width, keep_encoded), num_parallel_calls=PARSED_AT_ONCE)
         try:
             for arrays in parsed.prefetch(PARSED_AT_ONCE).with_options(_OPTIONS).as_numpy_iterator():
                 yield build_batch(arrays)
         except tf.errors.DataLossError as error:
             raise tf.errors.DataLossError(None, None, f"{error.message}: {_find_damaged(copies)}") from error
+
+
+def read_identities(uri: str) -> Iterator[tuple[str, int, int, int]]:
+    """(URI, bytes, modified in microseconds, generation) of each example of a shard; -1 for what is unknown.
+
+    Raises:
+      tf.errors.DataLossError: the shard is damaged.
+    """
+    names = ("image/uri", "image/bytes", "image/modified", "image/generation")
+    features = {name: FEATURES[name] for name in names}
+    for copies in local_copies((uri,)):
+        blocks = tf.data.Dataset.from_tensor_slices(list(copies)).flat_map(open_shard)
+        for parsed in blocks.map(lambda block: tf.io.parse_example(block, features)).as_numpy_iterator():
+            numbers = (parsed[name].tolist() for name in names[1:])
+            yield from zip((name.decode() for name in parsed[names[0]]), *numbers, strict=True)
 
 
 def _find_damaged(copies: dict[str, str]) -> str:

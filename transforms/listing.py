@@ -4,7 +4,7 @@ import collections
 import glob
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from bulktag.model.image import IMAGE_SUFFIXES
 from bulktag.transforms import files
@@ -59,8 +59,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False  # a link to itself, or gone: reading it will say which
 
 
-def walk_folder(root: str) -> Iterator[Found]:
-    """Every file below a local folder, links followed."""
+def walk_folder(root: str, skip: Callable[[str], str | None] = skip_reason) -> Iterator[Found]:
+    """Every file below a local folder, links followed; `skip` says why one is no candidate, see `skip_reason`."""
     prefix = len(root.rstrip("/")) + 1
     for folder, names in _folders(root):
         if isinstance(names, OSError):
@@ -69,7 +69,7 @@ def walk_folder(root: str) -> Iterator[Found]:
             continue
         for name in names:
             path = os.path.join(folder, name)
-            reason = skip_reason(path[prefix:])
+            reason = skip(path[prefix:])
             yield SkippedFile(reason, files.printable(path)) if reason else describe_file(path)
 
 
@@ -109,17 +109,20 @@ def describe_file(path: str) -> Found:
     return ImageRef(path, (), status.st_size, status.st_mtime_ns // 1000)
 
 
-def describe_objects(found: Iterable[StoredObject], folder: str | None = None) -> Iterator[Found]:
+def describe_objects(
+    found: Iterable[StoredObject], folder: str | None = None, skip: Callable[[str], str | None] = skip_reason
+) -> Iterator[Found]:
     """What a store listed; stores have no folders, a name that ends in / stands for one.
 
     Args:
       found: the objects.
       folder: where only what looks like an image below this folder is wanted; None for all of them.
+      skip: says why one is none.
     """
     for stored in found:
         if stored.uri.endswith("/"):
             continue
-        reason = skip_reason(stored.uri[len(folder) + 1 :]) if folder else None
+        reason = skip(stored.uri[len(folder) + 1 :]) if folder else None
         yield (
             SkippedFile(reason, stored.uri)
             if reason

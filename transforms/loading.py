@@ -20,7 +20,7 @@ import numpy as np
 
 from bulktag.model.hardware import num_cores
 from bulktag.model.image import BadImage, ImageLimits, load_image
-from bulktag.transforms import files
+from bulktag.transforms import cifar, files
 from bulktag.transforms.records import ImageError, ImageInfo, ImageRef
 from bulktag.transforms.stored import StoreError
 
@@ -61,6 +61,9 @@ def read_image(ref: ImageRef, max_bytes: int) -> tuple[bytes, ImageRef]:
     """
     _check_size(ref.num_bytes, max_bytes)
     try:
+        if member := cifar.split_member(ref.uri):
+            data, modified_us = cifar.read_member(*member)
+            return data, ref._replace(num_bytes=len(data), modified_us=modified_us)
         read = _read_local if files.is_local(ref.uri) else _read_stored
         data, ref = read(ref, max_bytes)
     except StoreError as error:

@@ -11,8 +11,7 @@ from apache_beam.transforms.window import GlobalWindows
 from bulktag.model.image import ImageLimits
 from bulktag.transforms.loading import BatchLoader, LoadSettings
 from bulktag.transforms.progress import add_progress, flush_progress
-from bulktag.transforms.records import ImageError, ImageInfo, ImageRef, PixelBatch, pack_images
-from bulktag.transforms.sources import ERRORS
+from bulktag.transforms.records import ERRORS, ImageError, ImageInfo, ImageRef, PixelBatch, pack_images
 
 # Batches being read and decoded while another one is on the engine: one that is nearly ready, one behind it.
 BATCHES_AHEAD = 2

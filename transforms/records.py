@@ -18,6 +18,8 @@ import pyarrow as pa
 from bulktag.model.tags import TAGS_TYPE, TOP_LABEL_TYPE
 
 SPLITS = ("train", "validation", "test")
+# The table of what failed, and the output of each transform that leads there.
+ERRORS = "errors"
 
 
 class ImageRef(NamedTuple):

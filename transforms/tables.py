@@ -21,6 +21,7 @@ from bulktag.model.tags import rank_tags, tags_array, top_arrays
 from bulktag.transforms import files
 from bulktag.transforms.parquet import TableFiles
 from bulktag.transforms.records import (
+    ERRORS,
     ImageError,
     ScoredBatch,
     StagedFile,
@@ -29,7 +30,7 @@ from bulktag.transforms.records import (
     tags_schema,
 )
 
-TAGS, ERRORS = "tags", "errors"
+TAGS = "tags"
 # Batches that wait to be written while the next one is on the engine.
 BATCHES_BEHIND = 2
 

@@ -12,7 +12,8 @@ from bulktag.model.bundle import load_bundle
 from bulktag.pipeline.network import check_examples
 from bulktag.transforms import files
 from bulktag.transforms.examples import list_shards, read_shard
-from bulktag.transforms.sources import find_images, parse_source
+from bulktag.transforms.matching import find_images
+from bulktag.transforms.sources import parse_source
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from fault_proxy import Fault
 
 from bulktag.transforms import files, gcs, gcs_client, gcs_listing
 from bulktag.transforms.loading import LoadSettings, Pace, Patience, ReadError, load_ref, read_image
+from bulktag.transforms.matching import find_images
 from bulktag.transforms.records import ImageError, ImageRef
-from bulktag.transforms.sources import Source, find_images, parse_source, split_sources
+from bulktag.transforms.sources import Source, parse_source, split_sources
 
 pytestmark = [pytest.mark.slow, pytest.mark.gcs]
 LIMIT = 1 << 20

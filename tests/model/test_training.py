@@ -1,5 +1,6 @@
 """model/training.py with splits, fitting and checkpoints: what is learnt, what is warned of, what is repeatable."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -218,8 +219,30 @@ def test_streamed_split_with_several_labels_gives_the_same_head(tmp_path):
 def test_small_cnn_learns_from_pixels(tmp_path):
     x_ND, ids_N = draw_clusters(200, 8 * 8 * 3, 2, spread=1.0)
     folder = write_examples(tmp_path, x_ND, ids_N, split_names(200), ["a", "b"])
-    trained = train_head(folder, TrainOptions(architecture="cnn", epochs=4))
+    trained = train_head(folder, TrainOptions(architecture="cnn", epochs=4, augment=False))
     assert trained.figures["test"]["accuracy"] > 0.9
+
+
+def test_an_augmented_training_that_was_killed_ends_the_same_and_leaves_no_layer_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "PROGRESS_EVERY_S", 0)
+    x_ND, ids_N = draw_clusters(200, 8 * 8 * 3, 2, spread=1.0)
+    folder = write_examples(tmp_path / "examples", x_ND, ids_N, split_names(200), ["a", "b"])
+    options = TrainOptions(architecture="cnn", epochs=3, batch_size=32)
+    whole = train_head(folder, options)
+    plain = train_head(folder, dataclasses.replace(options, augment=False))
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(weights_of(whole), weights_of(plain), strict=True))
+    assert not any("augment" in layer.name for layer in whole.model.layers)
+    options = dataclasses.replace(options, checkpoint_dir=str(tmp_path / "checkpoints"))
+    with pytest.raises(Killed):
+        train_head(folder, options, kill_in_epoch(2))
+    resumed = train_head(folder, options)
+    assert resumed.resumed_epochs == 1
+    assert_same_head(resumed, whole)
+
+
+def test_sgd_learns_too(clusters):
+    trained = train_head(clusters, TrainOptions(**QUICK | {"learning_rate": 0.05, "optimizer": "sgd"}))
+    assert trained.figures["test"]["accuracy"] > 0.75
 
 
 def test_troubles_in_the_examples_are_counted_named_and_left_out(tmp_path):
@@ -315,6 +338,10 @@ def test_tensorboard_logs_hold_the_curves(clusters, tmp_path):
     events.Reload()
     assert "epoch_accuracy" in events.Tags()["tensors"]
     assert len(events.Tensors("epoch_accuracy")) == 4
+    for split, num_points in (("train", 4), ("validation", 4), ("test", 1)):
+        events = event_accumulator.EventAccumulator(str(tmp_path / split))
+        events.Reload()
+        assert [len(events.Tensors(tag)) for tag in ("cost", "error")] == [num_points] * 2
 
 
 def test_logs_without_tensorboard_installed_are_refused_at_once(monkeypatch):

@@ -118,7 +118,7 @@ def _caused(error, cause):
 
 
 FULL, CLOSED = "No space left on device", "Permission denied"
-DAMAGED = "expected whole TFRecord shards, got a damaged one; extract again"
+DAMAGED = "expected whole TFRecord shards, got a damaged one; extract again, with --recompute"
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from bulktag.model.fixed_batch import FixedBatchEngine
 from bulktag.transforms import records
 from bulktag.transforms.examples import WriteExamples
 from bulktag.transforms.infer import BackboneHandler, HeadHandler, InferBatches, TaggerHandler
+from bulktag.transforms.matching import MatchImages
 from bulktag.transforms.progress import flush_progress, read_progress
 from bulktag.transforms.read import ReadImages
 from bulktag.transforms.records import ImageInfo, PixelBatch, ScoredBatch, pack_images
-from bulktag.transforms.sources import MatchImages, parse_source
+from bulktag.transforms.sources import parse_source
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 from bulktag.transforms.listing import skip_reason
+from bulktag.transforms.matching import MatchImages, find_images, folder_label, merge_refs
 from bulktag.transforms.records import ImageError, ImageRef, SkippedFile
-from bulktag.transforms.sources import MatchImages, Source, find_images, folder_label, merge_refs, parse_source
+from bulktag.transforms.sources import Source, parse_source
 
 ODD_NAMES = [
     "a b.jpg",
@@ -315,7 +316,7 @@ def test_overlapping_sources_match_each_image_once(tmp_path):
 
 def test_a_folder_named_by_a_manifest_and_unlistable_too_is_one_row(tmp_path, monkeypatch):
     # As a folder it cannot be listed, as an image it cannot be read: one URI, one row.
-    from bulktag.transforms.sources import _Sighting, decide
+    from bulktag.transforms.matching import _Sighting, decide
 
     error = _Sighting("error", stage="match", reason="listing_failed", message="no")
     assert decide("/x", [error, _Sighting("skipped", reason="hidden")]) == ImageError(
