@@ -1,22 +1,4 @@
-"""Train the builtin network's weights from pictures that this script draws.
-
-    python scripts/train_builtin.py
-
-draws 60,000 pictures of 113 classes (36 shapes, 67 letters, 9 textures, and background alone; `builtin_pictures.py`
-says what is left out and why), trains on them and writes `model/data/builtin.npz`. No network, no GPU.
-
-Recipe: AdamW, batches of 64, cosine decay from 2e-3 over 4,004 steps at 64 px, then from 7e-4 over 1,196 steps at
-96 px; each picture is cropped from 104 px and re-lit anew. Two heads, thrown away afterwards: the class
-(cross-entropy) and the figure's colour (squared error). Batch normalisation is folded in, weights stored as float16.
-
-Result of the published file (seed 0): 83.8% training accuracy over the last half of the 96 px stage; 1.65 MB.
-Frozen features, standardised, with scikit-learn's logistic regression, on pictures never seen here:
-  demo (circle, plus, square, triangle; 100 training pictures a class): 99.9% held out (bar: 97%);
-  scikit-learn's digits, half held out: 98.3%, mean of 3 splits (bar: 95%).
-An untrained network reaches 30% and 96 to 97%: the demo tells more about the training than the digits do.
-Time: 31 minutes on two cores of an AMD EPYC that were shared with other work (1.7 minutes of it drawing). The same
-seed and number of threads give the same bytes on the same machine and version of TensorFlow.
-"""
+"""Train the builtin network's weights. TODO"""
 
 import argparse
 import pathlib
@@ -25,6 +7,7 @@ import time
 
 import numpy as np
 from builtin_pictures import CLASSES, draw_bank
+from builtin_teacher import ask_teacher, draw_taught, list_training_photos, load_teacher
 
 WEIGHTS = pathlib.Path(__file__).resolve().parents[1] / "model" / "data" / "builtin.npz"
 BATCH_SIZE = 64
@@ -35,30 +18,59 @@ BANK_SIDE_PX = 104
 def main(arguments: list[str] | None = None) -> int:
     """Draw, train, fold and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=pathlib.Path, help="folder of photos; half of them are learnt from")
+    parser.add_argument("--teacher", help="ImageNet weights of MobileNetV2 (.weights.h5)")
     parser.add_argument("--seed", type=int, default=0, help="of pictures, weights and batches (default 0)")
-    parser.add_argument("--steps", type=int, default=5200, help=f"batches of {BATCH_SIZE} pictures (default 5200)")
-    parser.add_argument("--pictures", type=int, default=60_000, help="pictures to draw (default 60000)")
+    parser.add_argument("--steps", type=int, default=13_000, help=f"batches of {BATCH_SIZE} pictures (default 13000)")
+    parser.add_argument("--pictures", type=int, default=60_000, help="figures to draw (default 60000)")
+    parser.add_argument("--views", type=int, default=90_000, help="views of the photos (default 90000)")
+    parser.add_argument("--scenes", type=int, default=30_000, help="drawn scenes for the teacher (default 30000)")
     parser.add_argument("--threads", type=int, default=2, help="threads of TensorFlow (default 2)")
     parser.add_argument("--output", type=pathlib.Path, default=WEIGHTS, help="weights file to write")
     args = parser.parse_args(arguments)
+    if bool(args.photos) != bool(args.teacher):
+        parser.error("expected --photos and --teacher together, or neither of them")
     start = time.monotonic()
-    num_pictures = min(args.pictures, args.steps * BATCH_SIZE)
-    bank = draw_bank(args.seed, num_pictures, BANK_SIDE_PX)
-    print(f"drew {num_pictures} pictures of {len(CLASSES)} classes in {time.monotonic() - start:.0f} s", flush=True)
-
     # Not at the top: the drawing processes import this module too, and have no use for TensorFlow.
     import builtin_training
 
     builtin_training.limit_threads(args.threads)
+    bank = make_bank(args)
+    print(f"{len(bank.classes_N)} pictures in {time.monotonic() - start:.0f} s", flush=True)
     model = builtin_training.train(bank, args.seed, args.steps, BATCH_SIZE)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     partial = args.output.with_suffix(".partial.npz")
     np.savez(partial, **builtin_training.fold_batch_norm(model))
-    cosine = builtin_training.check_folding(model, partial, bank[0][:16])
+    cosine = builtin_training.check_folding(model, partial, bank.pixels_NHWC[:16])
     partial.replace(args.output)
     print(f"wrote {args.output}: {args.output.stat().st_size:,} bytes; least cosine to the unfolded one {cosine:.5f}")
     print(f"took {time.monotonic() - start:.0f} s")
     return 0
+
+
+def make_bank(args: argparse.Namespace):
+    """Draw the figures; with a teacher, also scenes and views of photos, and ask it about all of them."""
+    from builtin_training import NO_CLASS, Bank
+
+    num_pictures = min(args.pictures, args.steps * BATCH_SIZE)
+    pixels, classes, colours = draw_bank(args.seed, num_pictures, BANK_SIDE_PX)
+    print(f"drew {num_pictures} pictures of {len(CLASSES)} classes", flush=True)
+    if not args.teacher:
+        return Bank(pixels, classes, colours)
+    photos = list_training_photos(args.photos)
+    engine, classifier = load_teacher(args.teacher)
+    parts = [(pixels, ask_teacher(engine, pixels))]
+    for number, sources in ((args.views, photos), (args.scenes, [])):
+        parts.append(draw_taught(engine, args.seed, number, sources, BANK_SIDE_PX))
+        print(f"{number} {f'views of {len(photos)} photos' if sources else 'scenes'}", flush=True)
+    num_taught = args.views + args.scenes
+    return Bank(
+        np.concatenate([part for part, _ in parts]),
+        np.concatenate([classes, np.full(num_taught, NO_CLASS, classes.dtype)]),
+        np.concatenate([colours, np.zeros((num_taught, 3), np.float32)]),
+        np.concatenate([features for _, features in parts]),
+        classifier,
+    )
 
 
 if __name__ == "__main__":

@@ -58,6 +58,17 @@ def test_flowers_head_is_within_a_point_of_logistic_regression(shared_data, tmp_
 
 
 @pytest.mark.slow
+def test_builtin_is_of_use_on_photos_that_it_never_saw(shared_data, tmp_path):
+    # The half that its training may not look at: see scripts/builtin_teacher.py.
+    extract = {"backbone": "builtin", "split": (0.4, 0.1, 0.5)}
+    run_extract(ExtractConfig(input=(str(shared_data / "flowers"),), output=str(tmp_path / "examples"), **extract))
+    run = run_train(TrainConfig(examples=str(tmp_path / "examples"), model=str(tmp_path / "model")))
+    print(f"flowers, builtin: {run['figures']}")
+    assert run["figures"]["test"]["n"] > 250
+    assert run["figures"]["test"]["accuracy"] >= 0.70
+
+
+@pytest.mark.slow
 def test_imagenet_model_names_the_panda(shared_data, tmp_path):
     network = {"model": "imagenet", "backbone": "mobilenet_v2", "weights": str(shared_data / MOBILENET)}
     panda = str(shared_data / "known" / "cropped_panda.jpg")

@@ -55,7 +55,7 @@ def test_rows_that_do_not_fit_are_refused(network, engine):
     built = build_backbone_engine(network.graph_def, EngineSettings(2, "cpu", engine))
     with pytest.raises(ValueError, match=r"expected uint8\[n <= 2, 96, 96, 3\], got uint8\[3, 96, 96, 3\]"):
         built.run(np.zeros((3, 96, 96, 3), np.uint8))
-    assert built.run(np.zeros((0, 96, 96, 3), np.uint8)).shape == (0, 384)
+    assert built.run(np.zeros((0, 96, 96, 3), np.uint8)).shape == (0, 512)
 
 
 def test_results_of_openvino_are_not_overwritten_by_later_calls(network, pictures):
@@ -124,13 +124,13 @@ def test_a_network_without_multiplications_keeps_all_its_digits():
 def test_tagger_scores_a_stored_bottleneck_as_it_scores_the_image(network, pictures):
     import tensorflow as tf
 
-    weights_DL = np.random.default_rng(0).normal(0, 1, (384, 7)).astype(np.float32)
+    weights_DL = np.random.default_rng(0).normal(0, 1, (512, 7)).astype(np.float32)
     head = freeze(
-        lambda x: tf.nn.softmax(x @ weights_DL), tf.TensorSpec([None, 384], tf.float32, "bottleneck"), "scores"
+        lambda x: tf.nn.softmax(x @ weights_DL), tf.TensorSpec([None, 512], tf.float32, "bottleneck"), "scores"
     )
     tagger = Tagger(network.graph_def, head, EngineSettings(4, "cpu"))
     bottleneck_BD, scores_BL = tagger.run(pictures[:3])
-    assert (bottleneck_BD.shape, scores_BL.shape) == ((3, 384), (3, 7))
+    assert (bottleneck_BD.shape, scores_BL.shape) == ((3, 512), (3, 7))
     logits_BL = bottleneck_BD.astype(np.float64) @ weights_DL
     expected_BL = np.exp(logits_BL - logits_BL.max(axis=1, keepdims=True))
     np.testing.assert_allclose(scores_BL, expected_BL / expected_BL.sum(axis=1, keepdims=True), atol=1e-4)

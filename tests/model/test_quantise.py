@@ -27,7 +27,7 @@ def test_a_quantised_network_is_near_to_the_network_and_not_the_same(network, pi
     assert 0.9 < agreement.min_cosine < 0.99999
     engine = build_backbone_engine(network, EngineSettings(16, "cpu", precision="int8", quantised=str(tmp_path)))
     assert engine.describe() == "openvino, int8, CPU"
-    assert engine.run(pictures[:5]).shape == (5, 384)
+    assert engine.run(pictures[:5]).shape == (5, 512)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def records(folder, splits=("train", "validation", "test")):
 def test_examples_hold_what_the_contract_says(demo_images, examples_dir):
     info = json.loads((examples_dir / "examples.json").read_text())
     assert info["labels"] == ["circle", "plus", "square", "triangle"]
-    assert info["backbone"]["name"] == "builtin" and info["width"] == 384 and info["resize"] == "crop"
+    assert info["backbone"]["name"] == "builtin" and info["width"] == 512 and info["resize"] == "crop"
     assert sum(info["counts"][split]["images"] for split in info["counts"]) == 160
     found = records(examples_dir)
     assert len({features["image/uri"].bytes_list.value[0] for features in found}) == 160
@@ -37,7 +37,7 @@ def test_examples_hold_what_the_contract_says(demo_images, examples_dir):
         label = features["image/class/text"].bytes_list.value[0].decode()
         assert f"/{label}/" in features["image/uri"].bytes_list.value[0].decode()
         assert info["labels"][features["image/class/label"].int64_list.value[0]] == label
-        assert len(features["image/bottleneck"].float_list.value) == 384
+        assert len(features["image/bottleneck"].float_list.value) == 512
         assert len(features["image/sha256"].bytes_list.value[0]) == 32
         assert features["image/width"].int64_list.value[0] > 0 and features["image/height"].int64_list.value[0] > 0
         assert "image/encoded" not in features
