@@ -82,6 +82,12 @@ class _Nodes:
             return None, 0
         return users[0][:2]
 
+    def free_name(self, name: str) -> str:
+        """That name, or a longer one where a node has it: a graph may have been folded before."""
+        while name in self.by_name:
+            name += "_again"
+        return name
+
     def uses_only_first_output(self, name: str) -> bool:
         return all(used in (name, f"{name}:0") for _, _, used in self._users[name])
 
@@ -97,7 +103,7 @@ def _fold_convolutions(graph_def: GraphDef, output: str) -> GraphDef:
     folded = GraphDef(versions=graph_def.versions, library=graph_def.library)
     for node in graph_def.node:
         if node.name in folds:
-            _add_folded(folded, node, folds[node.name], nodes.constant(node.input[1]))
+            _add_folded(folded, node, folds[node.name], nodes)
         elif node.name not in gone:
             folded.node.add().CopyFrom(node)
     return prune(folded, output)
@@ -164,19 +170,23 @@ def _batch_norm_change(nodes: _Nodes, node, position: int) -> tuple[np.ndarray, 
     return scale, beta - mean * scale
 
 
-def _add_folded(graph_def: GraphDef, convolution, fold: _Fold, filters: np.ndarray) -> None:
+def _add_folded(graph_def: GraphDef, convolution, fold: _Fold, nodes: _Nodes) -> None:
     """Add the convolution with its new filter, and the shift as `BiasAdd` under the name of the last folded node.
 
     The bias is there even where it is zero: TensorFlow fuses an activation with a convolution only across one.
     """
+    filters = nodes.constant(convolution.input[1])
     scale = fold.scale_C if convolution.op == "Conv2D" else fold.scale_C.reshape(filters.shape[2:])
-    _add_constant(graph_def, f"{fold.end}/folded_filter", filters * scale)
-    _add_constant(graph_def, f"{fold.end}/folded_bias", fold.shift_C)
+    filter_name, bias_name, convolution_name = (
+        nodes.free_name(f"{fold.end}/folded_{part}") for part in ("filter", "bias", "convolution")
+    )
+    _add_constant(graph_def, filter_name, filters * scale)
+    _add_constant(graph_def, bias_name, fold.shift_C)
     node = graph_def.node.add()
     node.CopyFrom(convolution)
-    node.name = f"{fold.end}/folded_convolution"
-    node.input[1] = f"{fold.end}/folded_filter"
-    bias = graph_def.node.add(name=fold.end, op="BiasAdd", input=[node.name, f"{fold.end}/folded_bias"])
+    node.name = convolution_name
+    node.input[1] = filter_name
+    bias = graph_def.node.add(name=fold.end, op="BiasAdd", input=[convolution_name, bias_name])
     bias.attr["T"].type = tf.float32.as_datatype_enum
     bias.attr["data_format"].s = b"NHWC"
 

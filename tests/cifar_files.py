@@ -17,13 +17,13 @@ FIGURES = {
     "ell": lambda: np.array([[-0.6, -0.8], [-0.1, -0.8], [-0.1, 0.3], [0.6, 0.3], [0.6, 0.8], [-0.6, 0.8]]),
 }
 NAMES = tuple(sorted(FIGURES))
-_STYLE = PaintStyle(min_contrast=140.0, flat_share=0.7)
+_STYLE = PaintStyle(min_contrast=160.0, flat_share=0.8)
 
 
 def draw_picture(rng, name):
     """uint8[32, 32, 3]: one figure on a background, turned by up to 20 degrees, larger or smaller, anywhere."""
     image = draw_background(rng, _DRAWN_PX, _DRAWN_PX)
-    diameter_px = round(_DRAWN_PX * rng.uniform(0.5, 0.85))
+    diameter_px = round(_DRAWN_PX * rng.uniform(0.6, 0.95))
     outline = rotate(FIGURES[name](), rng.uniform(-0.35, 0.35))
     outline = outline / max(1.0, np.linalg.norm(outline, axis=1).max())
     left_top = tuple(int(value) for value in rng.integers(0, _DRAWN_PX - diameter_px + 1, 2))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from bulktag.model.backbone import build_backbone
 from bulktag.model.folding import fold_graph
 from bulktag.model.graphs import freeze
 from bulktag.model.tensorflow_engine import TensorFlowEngine
@@ -98,6 +99,14 @@ def test_what_is_no_change_of_single_channels_stays_as_it_is(function):
         TensorFlowEngine(graph, 3, "cpu").run(PIXELS_BHWC) for graph in (graph_def, fold_graph(graph_def, "bottleneck"))
     )
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_folded_graph_can_be_folded_again():
+    graph_def = build_backbone("builtin", "builtin").graph_def
+    again = fold_graph(graph_def, "bottleneck")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+    first, second = (TensorFlowEngine(graph, 2).run(pixels) for graph in (graph_def, again))
+    np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-4)
 
 
 def test_a_graph_without_convolutions_keeps_its_function_and_loses_what_it_does_not_need():
