@@ -74,6 +74,7 @@ def test_new_changed_and_removed_images_and_a_new_class(again):
     assert again(change) == (38, 3)
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_today(again, first, tmp_path):
     photos = sorted(path for path in (first / "photos").rglob("*") if path.is_file())
     lines = [json.dumps({"uri": str(path), "label": f"kind {number % 3}"}) for number, path in enumerate(photos)]
@@ -81,15 +82,18 @@ def test_labels_are_those_of_today(again, first, tmp_path):
     assert again(source=tmp_path / "list.jsonl") == (40, 0)
 
 
+@pytest.mark.slow
 def test_another_split_and_compression_are_no_reason_to_compute(again):
     assert again(split=(0.2, 0.2, 0.6), split_seed=3, compression="gzip") == (40, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"resize": "pad"}, {"store_images": True}, {"recompute": True}])
 def test_what_would_give_other_bottlenecks_computes_all(settings, again):
     assert again(**settings) == (0, 40)
 
 
+@pytest.mark.slow
 def test_stored_images_are_taken_over_too(first, tmp_path):
     for expected in ((0, 40), (40, 0)):
         assert counted(extract(first / "photos", tmp_path / "out", store_images=True)) == expected
@@ -104,6 +108,7 @@ def test_the_reason_is_told(first, tmp_path, capsys):
     assert "all bottlenecks are computed anew: engine, resize differ" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_tells_the_way_out(first, tmp_path, capsys):
     shutil.copytree(first / "examples", tmp_path / "examples")
     shard = list_shards(str(tmp_path / "examples"))[0]
