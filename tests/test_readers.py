@@ -82,4 +82,4 @@ def test_pyarrow_dataset(output):
     assert sorted(pc.unique(pc.struct_field(pc.list_flatten(table["tags"]), "label")).to_pylist()) == LABELS
     errors = pyarrow.dataset.dataset(output / "errors", partitioning="hive").to_table()
     assert errors["stage"].to_pylist() == ["decode"] and errors["uri"][0].as_py().endswith("broken.jpg")
-    assert table["width"].to_pylist()[0] > 0 and len(table["embedding"][0]) == 384
+    assert table["width"].to_pylist()[0] > 0 and len(table["embedding"][0]) == 512

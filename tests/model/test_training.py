@@ -223,6 +223,7 @@ def test_small_cnn_learns_from_pixels(tmp_path):
     assert trained.figures["test"]["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_an_augmented_training_that_was_killed_ends_the_same_and_leaves_no_layer_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "PROGRESS_EVERY_S", 0)
     x_ND, ids_N = draw_clusters(200, 8 * 8 * 3, 2, spread=1.0)

@@ -19,8 +19,8 @@ def config(**settings):
 
 def test_the_backbone_carries_the_weights_as_the_user_named_them(capsys):
     backbone = resolve_backbone(config(backbone="builtin"))
-    assert backbone.spec.weights == "builtin" and backbone.spec.width == 384
-    assert "network: builtin, weights builtin, 96 px, 384 values an image" in capsys.readouterr().err
+    assert backbone.spec.weights == "builtin" and backbone.spec.width == 512
+    assert "network: builtin, weights builtin, 96 px, 512 values an image" in capsys.readouterr().err
 
 
 @pytest.mark.slow

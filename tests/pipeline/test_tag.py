@@ -114,7 +114,7 @@ def test_stored_bottlenecks_give_the_same_table_without_images(demo_images, bund
     for uri, row in second.items():
         for column in ("top_label", "width", "height", "bytes", "modified", "sha256", "model_id"):
             assert row[column] == first[uri][column]
-        assert len(row["embedding"]) == 384 and np.isclose(sum(row["scores"]), 1, atol=1e-4)
+        assert len(row["embedding"]) == 512 and np.isclose(sum(row["scores"]), 1, atol=1e-4)
 
 
 def test_the_long_layout_has_a_row_for_every_tag(demo_images, bundle_dir, tmp_path):
