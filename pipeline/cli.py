@@ -61,7 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
         add_config_verb(verbs, name, kind)
     run = _add_verb(verbs, "run", "Do the stages of one YAML file, in order.",
                     "Example: bulktag run run_configs/local.yaml --set tag.top_k=3")  # fmt: skip
-    run.add_argument("config", metavar="CONFIG.yaml", help="stages extract, train, evaluate, tag, with their options")
+    run.add_argument(
+        "config", nargs="?", metavar="CONFIG.yaml",
+        help="stages extract, train, evaluate, tag, with their options; ${NAME} is a variable of the environment"
+    )  # fmt: skip
+    run.add_argument("--schema", action="store_true", help="print the JSON Schema of run files, for editors")
     run.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="replace one value")
     run.add_argument("--dry-run", action="store_true", help="check the whole run offline, print what would be launched")
     follow = _add_verb(verbs, "follow", "Watch a job that another launcher started, until it has ended.",
@@ -262,7 +266,14 @@ def _run_file(parsed: argparse.Namespace, rest: list[str]) -> int:
     from bulktag.pipeline.run import load_run
 
     if rest:
-        raise UsageError(f"bulktag run: {_unknown_flag(rest[0], ('set', 'dry_run'))}")
+        raise UsageError(f"bulktag run: {_unknown_flag(rest[0], ('set', 'dry_run', 'schema'))}")
+    if parsed.schema:
+        from bulktag.pipeline.run_schema import format_schema
+
+        sys.stdout.write(format_schema())
+        return EXIT_OK
+    if not parsed.config:
+        raise UsageError("bulktag run: expected CONFIG.yaml, got none")
     try:
         run = load_run(parsed.config, tuple(parsed.set), offline=parsed.dry_run)
         _require_tensorflow()

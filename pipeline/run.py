@@ -1,6 +1,8 @@
 """`bulktag run`: the stages of one YAML file, in order."""
 
 import dataclasses
+import os
+import re
 from typing import Any
 
 import yaml
@@ -31,7 +33,8 @@ def load_run(path: str, overrides: tuple[str, ...] = (), *, offline: bool = Fals
     """Read and check a run file.
 
     Args:
-      path: the YAML file; each top-level key is a job, its keys are the job's fields (`-` and `_` are the same).
+      path: the YAML file; each top-level key is a job, its keys are the job's fields (`-` and `_` are the same);
+        `${NAME}` in a value is a variable of the environment.
       overrides: "job.field=value", read as YAML values; they replace what the file says.
       offline: ask no store what its outputs hold.
     Raises:
@@ -134,7 +137,29 @@ def _plain(node: yaml.Node) -> Any:
         return yaml.constructor.SafeConstructor().construct_object(node)
     if not isinstance(node, yaml.ScalarNode) or node.tag not in _TYPED:
         raise ValueError(f"expected a plain value or a list, got {node.tag.rsplit(':', 1)[-1]}")
-    return node.value
+    return substitute(node.value)
+
+
+# ${NAME} or ${NAME:-what to take without it}; $${NAME} stays as it is, with one dollar.
+_VARIABLE = re.compile(r"\$(\$\{[^}]*\})|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def substitute(text: str) -> str:
+    """A text with the environment's variables in it.
+
+    Raises:
+      ValueError: the environment has no such variable, and the text says nothing to take instead.
+    """
+
+    def value(match: re.Match) -> str:
+        escaped, name, default = match.groups()
+        if escaped:
+            return escaped
+        if (found := os.environ.get(name, default)) is None:
+            raise ValueError(f"expected environment variable {name} (or ${{{name}:-VALUE}}), found none")
+        return found
+
+    return _VARIABLE.sub(value, text)
 
 
 def _line(node: yaml.Node) -> int:

@@ -7,6 +7,7 @@ import re
 import shlex
 
 import duckdb
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -155,12 +156,25 @@ def _stanford_names():
     return [name.replace(" ", "_") for name in dogs if name != "dalmatian"]
 
 
-def test_imagenet_names_without_training(here, shared_data, capsys):
-    weights = ["--weights", str(shared_data / "weights" / "mobilenet_v2_imagenet.weights.h5")]
-    (here / "photo.jpg").write_bytes((shared_data / "known" / "cropped_panda.jpg").read_bytes())
-    (here / "photos").mkdir()
-    (here / "photos" / "one.jpg").write_bytes((here / "photo.jpg").read_bytes())
+def _name_photo(weights):
+    """Labels that ImageNet's recipe gives photo.jpg, one from each of its commands, with weights from a file."""
+    pathlib.Path("photos").mkdir()
+    pathlib.Path("photos", "one.jpg").write_bytes(pathlib.Path("photo.jpg").read_bytes())
+    options = {"classify": ["--weights", weights], "tag": ["--weights", weights, "--min-score", "0"]}
     for command in commands("ImageNet's 1,000 classes"):
-        assert run_command([*shlex.split(command)[1:], *weights]) == 0, command
+        arguments = shlex.split(command)[1:]
+        assert run_command([*arguments, *options[arguments[0]]]) == 0, command
+    return duckdb.sql("SELECT top_label FROM 'imagenet_tags/tags/**/*.parquet'").fetchall()
+
+
+def test_imagenet_names_without_training(here, shared_data, capsys):
+    (here / "photo.jpg").write_bytes((shared_data / "known" / "cropped_panda.jpg").read_bytes())
+    assert _name_photo(str(shared_data / "weights" / "mobilenet_v2_imagenet.weights.h5")) == [("giant panda",)]
     assert "giant panda" in capsys.readouterr().out
-    assert duckdb.sql("SELECT top_label FROM 'imagenet_tags/tags/**/*.parquet'").fetchall() == [("giant panda",)]
+
+
+def test_imagenet_names_with_a_file_of_that_form(here, capsys):
+    """Where the real weights are missing: drawn ones name something, and readably."""
+    keras.applications.MobileNetV2(weights=None).save_weights("drawn.weights.h5")
+    ((label,),) = _name_photo("drawn.weights.h5")
+    assert label in imagenet_labels() and label in capsys.readouterr().out

@@ -41,9 +41,24 @@ def test_values_can_be_set_from_the_command_line(tmp_path):
     assert run.stages[0][1].labels == "none"
 
 
+def test_variables_of_the_environment_stand_in_values(tmp_path, monkeypatch):
+    monkeypatch.setenv("NIGHT", "2026-11-22")
+    monkeypatch.setenv("TOP", "4")
+    monkeypatch.delenv("BUCKET", raising=False)
+    text = GOOD.replace("top-k: 3", "top-k: ${TOP}\n  run_date: ${NIGHT}")
+    text = text.replace("[new/]", '["${BUCKET:-photos}/${NIGHT}/", "a$${b}$c"]')
+    tag = load_run(write(tmp_path, text), ("tag.output=tags/${NIGHT}",)).stages[1][1]
+    assert (tag.top_k, tag.run_date, tag.output) == (4, "2026-11-22", "tags/2026-11-22")
+    assert tag.input == ("photos/2026-11-22/", "a${b}$c")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            GOOD.replace("output: tags", "output: ${NOT_SET_ANYWHERE}/tags"),
+            "expected environment variable NOT_SET_ANYWHERE (or ${{NOT_SET_ANYWHERE:-VALUE}}), found none: {path}:5",
+        ),
         ("tags:\n  input: a\n", "expected a stage of extract, train, evaluate, tag, got 'tags': {path}:1"),
         (GOOD.replace("top-k", "topk"), "got 'topk': {path}:6"),
         (GOOD.replace("top-k: 3", "top-k: lots"), "expected top_k to be a whole number, got 'lots': {path}:6"),
