@@ -260,3 +260,26 @@ def test_tables_are_read_by_other_tools_where_they_lie(bucket, photos, bundle_di
     (part,) = [name for name in names_in(bucket, "tags/tags/")]
     with gcs.open_file(f"gs://{bucket.name}/{part}") as file:
         assert pq.ParquetFile(file).metadata.num_rows == NUM_TAGGED
+
+
+def kept_and_used(folder: str) -> tuple[int, int]:
+    run = json.loads(files.read_bytes(f"{folder}/run.json"))
+    return run["counters"].get("incremental/kept", 0), run["counts"]["used"]
+
+
+def test_extracting_again_computes_new_generations_only(bucket, photos, demo_images):
+    root = f"gs://{bucket.name}"
+    command = ("extract", "--output", f"{root}/examples", "--backbone", "builtin", "--input")
+    bulktag(*command, photos)
+    assert kept_and_used(f"{root}/examples") == (0, NUM_TAGGED)
+    first, *_, last = sorted((demo_images / "circle").iterdir())
+    bucket.blob(f"photos/circle/{first.name}").upload_from_filename(str(first))  # the same bytes, another generation
+    bucket.blob("photos/circle/new.jpg").upload_from_filename(str(last))
+    bulktag(*command, photos)
+    assert kept_and_used(f"{root}/examples") == (NUM_TAGGED - 1, NUM_TAGGED + 1)
+    # A manifest says neither size nor generation: the store is asked.
+    names = [name.removeprefix("photos/") for name in names_in(bucket, "photos/")]
+    lines = "".join(f"{name},{name.split('/')[0]}\n" for name in names)
+    bucket.blob("photos/list.csv").upload_from_string("uri,label\n" + lines)
+    bulktag(*command, f"{photos}/list.csv")
+    assert kept_and_used(f"{root}/examples") == (NUM_TAGGED + 1, NUM_TAGGED + 1)
